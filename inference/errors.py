@@ -1,0 +1,118 @@
+"""Everything that can go wrong while making tokens, as one tree.
+
+    InferenceError
+    ├── CallerError              the caller asked for something that cannot be (4xx)
+    │   ├── InvalidRequest       400, malformed or out of range; names the parameter
+    │   ├── ContextLengthExceeded 400, states both numbers
+    │   └── ModelNotFound        404, names the nearest models
+    ├── CapacityError            nobody's fault, try again later (503, 504)
+    │   ├── ModelUnavailable     503, known, but cannot be loaded or served now
+    │   ├── Overloaded           503, the queue is full
+    │   └── DeadlineExceeded     504, the caller's own deadline would pass
+    └── EngineError              ours (5xx)
+        ├── WorkerDied           the worker process ended; the request may be continued elsewhere
+        ├── LoadFailed           the worker could not load the model
+        └── StreamInterrupted    a started answer cannot be continued
+
+Each error carries the HTTP status it suggests and OpenAI's `type`, `code` and `param`. The message is for
+the caller: it holds the value, the limit and the way out, never a prompt or a secret.
+"""
+
+from __future__ import annotations
+
+
+class InferenceError(Exception):
+    """Root of the tree. `message` is shown to the caller as it is."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class CallerError(InferenceError):
+    """The request itself is at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(CallerError):
+    """A parameter is missing, of the wrong type, out of range, or not supported."""
+
+
+class ContextLengthExceeded(CallerError):
+    """Prompt and answer do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(CallerError):
+    """No model of that name is known."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class CapacityError(InferenceError):
+    """It would work at another time."""
+
+    status = 503
+
+
+class ModelUnavailable(CapacityError):
+    """The model is known, but cannot be loaded or served now."""
+
+    code = "model_unavailable"
+
+
+class Overloaded(CapacityError):
+    """The queue of the model is full."""
+
+    code = "overloaded"
+
+
+class DeadlineExceeded(CapacityError):
+    """The caller's deadline passed, or is shorter than the queue."""
+
+    status = 504
+    code = "timeout"
+
+
+class EngineError(InferenceError):
+    """The engine failed; never the caller's fault."""
+
+    code = "engine_error"
+
+
+class WorkerDied(EngineError):
+    """The worker process ended with requests running in it."""
+
+    code = "worker_died"
+
+
+class LoadFailed(EngineError):
+    """The worker started, but could not load the model; says why."""
+
+    code = "model_load_failed"
+    status = 503
+
+
+class StreamInterrupted(EngineError):
+    """An answer that had begun cannot be continued."""
+
+    code = "stream_interrupted"
