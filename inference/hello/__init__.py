@@ -1,0 +1,1 @@
+"""The model that ships with the program: `hello.gguf` beside this file. Reading it is `inference.models.builtin`."""
