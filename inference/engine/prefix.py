@@ -1,0 +1,75 @@
+"""Which sequence a prompt should use, so that as little as possible is evaluated again. Pure.
+
+Every sequence remembers the tokens whose KV it holds, while it runs and after (parked). A prompt may extend an
+idle sequence in place, or share the cells of any sequence (with a unified KV cache, sharing copies nothing).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True, kw_only=True)
+class Sequence:
+    """A llama.cpp sequence: its id, the tokens it holds, whether a request uses it, when it was last used."""
+
+    id: int
+    tokens: array[int]
+    busy: bool = False
+    last_used: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Use sequence `id`, with the first `keep` tokens of the prompt already in it.
+
+    `donor` None: they are its own. Otherwise they are shared from that sequence, and what `id` held goes.
+    """
+
+    id: int
+    keep: int
+    donor: int | None = None
+
+
+def common_prefix(a: Tokens, b: Tokens | array[int]) -> int:
+    """How many tokens `a` and `b` have in common at the start."""
+    n = min(len(a), len(b))
+    if n == 0 or a[0] != b[0]:
+        return 0
+    other = np.frombuffer(b, np.int32, n) if isinstance(b, array) else b[:n]
+    different = np.flatnonzero(a[:n] != other)
+    return int(different[0]) if different.size else n
+
+
+def placed(prompt: Tokens, sequences: List[Sequence], *, can_rewind: bool) -> Placement:
+    """The best place for `prompt`; at least one sequence must be idle.
+
+    At most len(prompt) - 1 tokens are kept: the last one must be evaluated to have its logits. An idle sequence
+    is extended in place only if that keeps half of what it holds: else a long parked prefix would be lost to
+    every short request that begins alike. Models that cannot rewind (recurrent, hybrid) only ever extend a
+    sequence that is wholly a prefix of the prompt.
+    """
+    limit = len(prompt) - 1
+    idle = [s for s in sequences if not s.busy]
+    oldest = min(idle, key=lambda s: (len(s.tokens) > 0, s.last_used))
+    kept = {s.id: min(common_prefix(prompt, s.tokens), limit) for s in sequences}
+    if not can_rewind:
+        whole = [s for s in idle if s.tokens and kept[s.id] == len(s.tokens)]
+        best = max(whole, key=lambda s: len(s.tokens), default=None)
+        return Placement(id=best.id, keep=len(best.tokens)) if best else Placement(id=oldest.id, keep=0)
+    best = max(idle, key=lambda s: (kept[s.id], -len(s.tokens), -s.last_used))
+    if kept[best.id] * 2 >= len(best.tokens):
+        target = best
+    else:
+        target = oldest
+    donor = max(sequences, key=lambda s: kept[s.id])
+    if donor is not target and kept[donor.id] > kept[target.id]:
+        return Placement(id=target.id, keep=kept[donor.id], donor=donor.id)
+    return Placement(id=target.id, keep=kept[target.id])
