@@ -1,0 +1,132 @@
+"""The shape of the house: which package may import which, what the peer process never loads, how long things get."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ARROWS = {
+    "mesh": {"web", "gossip", "inference"},
+    "web": {"inference"},
+    "gossip": set[str](),
+    "inference": set[str](),
+}
+FOLDERS = {*ARROWS, "tests", "docs", "benchmarks", ".ci", ".github"}
+# The worker's side of the engine: these run in a child process, one per loaded model.
+WORKER_SIDE = {"inference/engine/llama.py", "inference/engine/worker.py"}
+# A screen. tests/ and the trainer of the embedded model are held to it too.
+FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 700
+
+
+@functools.cache
+def tracked() -> tuple[Path, ...]:
+    """Every file git tracks, relative to the root. A file that is only on this disk is nobody's business yet."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30)
+    return tuple(Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists())
+
+
+def modules(*packages: str) -> list[Path]:
+    return [p for p in tracked() if p.suffix == ".py" and p.parts[0] in packages]
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that `path` imports, wherever the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; ours are written in full"
+            assert node.module is not None
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", sorted(ARROWS))
+def test_imports_go_one_way(package: str) -> None:
+    found = modules(package)
+    assert found, f"{package}/ holds no module"
+    allowed = ARROWS[package] | {package}
+    wrong = {
+        str(path): sorted(ours - allowed) for path in found if (ours := top(imported(path)) & set(ARROWS)) - allowed
+    }
+    assert not wrong
+
+
+def test_nothing_of_ours_imports_the_tests() -> None:
+    assert not [str(path) for path in modules(*ARROWS) if top(imported(path)) & {"tests", "benchmarks"}]
+
+
+def test_only_the_workers_side_imports_llama_cpp() -> None:
+    found = {path.as_posix() for path in modules(*ARROWS) if "llama_cpp" in top(imported(path))}
+    assert found <= WORKER_SIDE, f"the peer process must not load the engine: {sorted(found - WORKER_SIDE)}"
+
+
+def test_the_peer_process_loads_neither_the_engine_nor_what_only_workers_and_developers_need() -> None:
+    code = (
+        "import sys, mesh.node, mesh.cli.entry\n"
+        "print(*sorted({m.partition('.')[0] for m in sys.modules}"
+        " & {'llama_cpp', 'numpy', 'gguf', 'openai', 'pytest', 'hypothesis', 'jax'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_every_top_level_folder_is_one_of_the_house() -> None:
+    assert {path.parts[0] for path in tracked() if len(path.parts) > 1} <= FOLDERS
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [
+        str(path)
+        for path in modules(*ARROWS, "tests", "benchmarks")
+        if (ROOT / path).stat().st_size and not ast.get_docstring(tree(path))
+    ]
+    assert not silent
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    nothing = {"utils", "util", "helpers", "common", "misc", "base", "manager"}
+    assert not [str(path) for path in modules(*ARROWS) if nothing & {path.stem, *path.parts}]
+
+
+def test_tests_have_no_package_files_that_would_shadow_ours() -> None:
+    assert not [str(path) for path in modules("tests") if path.name == "__init__.py"]
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = {
+        f"{path}:{node.lineno} {node.name}": length
+        for path in modules(*ARROWS, "tests", "benchmarks")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
+    }
+    assert not long
+
+
+def test_no_module_is_the_one_that_everybody_must_edit() -> None:
+    long = {
+        str(path): lines
+        for path in modules(*ARROWS)
+        if (lines := (ROOT / path).read_text(encoding="utf-8").count("\n")) > FILE_LINES_MAX
+    }
+    assert not long
