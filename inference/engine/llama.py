@@ -39,8 +39,7 @@ class LoadError(Exception):
     """llama.cpp refused the file or the memory; the message holds what it logged."""
 
 
-@C.llama_log_callback
-def _log(level: int, text: bytes, _data: object) -> None:
+def _logged(level: int, text: bytes, _data: object) -> None:
     """Keep llama.cpp's warnings and errors; they also go to stderr, which the peer logs."""
     if level in (3, 4):  # GGML_LOG_LEVEL_WARN, _ERROR
         line = text.decode("utf-8", "replace").rstrip()
@@ -48,6 +47,9 @@ def _log(level: int, text: bytes, _data: object) -> None:
             _errors.append(line)
             del _errors[:-5]
         print(line, file=sys.stderr)
+
+
+_log = C.llama_log_callback(_logged)
 
 
 class Model:
@@ -60,12 +62,11 @@ class Model:
         params = C.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
 
-        @C.llama_progress_callback
         def progress(fraction: float, _data: object) -> bool:
             on_progress(fraction)
             return True
 
-        params.progress_callback = progress
+        params.progress_callback = C.llama_progress_callback(progress)
         self.handle = C.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise LoadError("; ".join(_errors) or "llama.cpp cannot load the file")
@@ -74,7 +75,6 @@ class Model:
         self.context_trained: int = C.llama_model_n_ctx_train(self.handle)
         self.embedding_dim: int = C.llama_model_n_embd_out(self.handle)
         self.can_rewind = not (C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle))
-        self.is_encoder = bool(C.llama_model_has_encoder(self.handle)) and not C.llama_model_has_decoder(self.handle)
         self.is_eog = bytes(bool(C.llama_vocab_is_eog(self.vocab, t)) for t in range(self.vocab_size))
         self.pieces: list[bytes | None] = [None] * self.vocab_size
         self._buffer = ctypes.create_string_buffer(512)
@@ -181,10 +181,11 @@ class Context:
         )
 
     def decode(self, n: int) -> int:
-        """Evaluate the first `n` tokens of the batch. DECODE_OK, _NO_ROOM, _ABORTED, or negative: failed."""
+        """Evaluate the first `n` tokens of the batch. DECODE_OK, _NO_ROOM, _ABORTED, or negative: failed.
+
+        Models without a KV cache (BERT) take the same call; llama.cpp turns it into `llama_encode`.
+        """
         self._batch.n_tokens = n
-        if self._model.is_encoder:
-            return int(C.llama_encode(self.handle, self._batch))
         return int(C.llama_decode(self.handle, self._batch))
 
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
@@ -192,7 +193,7 @@ class Context:
         at = ctypes.cast(C.llama_get_logits(self.handle), ctypes.c_void_p).value or 0
         if at != self._logits_at or rows > len(self._logits):
             size = rows * self._model.vocab_size
-            flat = np.frombuffer((ctypes.c_float * size).from_address(at), np.float32)
+            flat = np.ctypeslib.as_array((ctypes.c_float * size).from_address(at))
             self._logits_at, self._logits = at, flat.reshape(rows, self._model.vocab_size)
         return self._logits
 

@@ -65,10 +65,7 @@ def placed(prompt: Tokens, sequences: List[Sequence], *, can_rewind: bool) -> Pl
         best = max(whole, key=lambda s: len(s.tokens), default=None)
         return Placement(id=best.id, keep=len(best.tokens)) if best else Placement(id=oldest.id, keep=0)
     best = max(idle, key=lambda s: (kept[s.id], -len(s.tokens), -s.last_used))
-    if kept[best.id] * 2 >= len(best.tokens):
-        target = best
-    else:
-        target = oldest
+    target = best if kept[best.id] * 2 >= len(best.tokens) else oldest
     donor = max(sequences, key=lambda s: kept[s.id])
     if donor is not target and kept[donor.id] > kept[target.id]:
         return Placement(id=target.id, keep=kept[donor.id], donor=donor.id)
