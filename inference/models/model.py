@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+HELLO = "hello"  # the id of the embedded model
+SMALL_EMBEDDER_BYTES = 1024**3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
@@ -54,3 +57,11 @@ class StoredModel:
     added_at: float
     aliases: tuple[str, ...] = ()
     counts: bool = True
+
+
+def does_count(header: Header, size_bytes: int) -> bool:
+    """Whether a model of the folder counts in LLM_NODE_MAX_LOADED_MODELS: all but embedding models under 1 GiB.
+
+    A default of one loaded model would otherwise load and unload with every question of a RAG user.
+    """
+    return not (header.is_embedding and size_bytes < SMALL_EMBEDDER_BYTES)
