@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from mesh.errors import SettingError
 from mesh.secret import Secret
 from mesh.settings import BY_NAME, SETTINGS, Setting
 
@@ -143,10 +144,6 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-class SettingError(Exception):
-    """A setting cannot be used. One line, fit to be shown: the setting, its value, its origin, what is allowed."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Given:
     text: str
@@ -160,7 +157,7 @@ def load(flags: Mapping[str, str | bool | None] | None = None, environ: Mapping[
     """
     environ = os.environ if environ is None else environ
     warnings: list[str] = []
-    given = _from_flags(flags or {}) | {}
+    given = _from_flags(flags or {})
     for name, value in _from_environment(environ, warnings):
         given.setdefault(name, value)
     path = _config_path(given)

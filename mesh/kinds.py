@@ -1,4 +1,4 @@
-"""What values a setting can take: each kind parses a text and says what it allows. Pure; the table is `mesh.settings`."""
+"""What values a setting can take: a kind parses a text and says what it allows. The table is `mesh.settings`."""
 
 from __future__ import annotations
 

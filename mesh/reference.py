@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from mesh.settings import LATER, SETTINGS, Setting
+from mesh.settings import GROUPS, LATER, Setting
 
 INTRODUCTION = """\
 A value comes from the first of: a flag of `llm-router up`, an environment variable, the config file, the default.
@@ -39,12 +40,10 @@ def default_text(setting: Setting) -> str:
     return f"`{setting.default}`" if setting.default else "none"
 
 
-def _groups() -> dict[str, list[Setting]]:
-    groups: dict[str, list[Setting]] = {}
-    for setting in SETTINGS:
-        if not setting.is_hidden:
-            groups.setdefault(setting.group, []).append(setting)
-    return groups
+def _groups() -> Iterator[tuple[str, list[Setting]]]:
+    for title, settings in GROUPS.items():
+        if visible := [setting for setting in settings if not setting.is_hidden]:
+            yield title, visible
 
 
 def _allowed(setting: Setting) -> str:
@@ -62,7 +61,7 @@ def configuration_page() -> str:
         *INTRODUCTION.splitlines(),
         "",
     ]
-    for group, settings in _groups().items():
+    for group, settings in _groups():
         lines += [f"## {group}", "", "| variable | flag | default | allowed | meaning |", "|---|---|---|---|---|"]
         lines += [_row(setting) for setting in settings]
         lines.append("")
@@ -93,7 +92,7 @@ def example_file() -> str:
         f"# Written by `{GENERATED}` from mesh/settings.py. A flag and an environment variable win over this file.",
         "",
     ]
-    for group, settings in _groups().items():
+    for group, settings in _groups():
         lines += [f"# --- {group} ---", ""]
         for setting in settings:
             if setting.name == "config":
