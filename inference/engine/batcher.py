@@ -165,6 +165,7 @@ class Batcher:
         self._prefilling: list[Work] = []
         self._generating: list[Work] = []
         self._clock = 0
+        self._crowded = False  # somebody had to leave: nobody comes in until somebody is done
         self.prompt_tokens_evaluated = 0
         self.tokens_made = 0
 
@@ -217,6 +218,9 @@ class Batcher:
                 self._release(work)
 
     def _admit(self, events: list[Event]) -> None:
+        if self._crowded and (self._prefilling or self._generating):
+            return
+        self._crowded = False
         postponed: list[Work] = []
         while self._waiting and len(self._prefilling) + len(self._generating) < self._slots:
             work = self._waiting.popleft()
@@ -256,6 +260,7 @@ class Batcher:
     def _release(self, work: Work) -> None:
         assert work.seq is not None
         self._clock += 1
+        self._crowded = False
         work.seq.busy, work.seq.last_used = False, self._clock
         work.seq = None
 
@@ -369,6 +374,7 @@ class Batcher:
         assert seq is not None
         self._empty(seq)
         self._waiting.appendleft(newest)
+        self._crowded = True
 
     def _empty(self, seq: Sequence) -> None:
         self._context.forget(seq.id)
