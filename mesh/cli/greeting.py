@@ -1,0 +1,67 @@
+"""What `llm-router up` prints: the start, and the drain at the end. Pure texts from values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTALL_ENGINE = "uv tool install 'llm-router-mesh[llama]'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What there is to say. `engine` is the llama-cpp-python version, None without the extra; `url` without path.
+
+    `gpus` are names; `models` the number on disk besides the built-in one. `warnings` are shown last, each one line.
+    """
+
+    name: str
+    version: str
+    engine: str | None
+    gpus: tuple[str, ...] = ()
+    cores: int
+    memory_bytes: int
+    models: int
+    models_dir: Path
+    url: str
+    is_open: bool = False
+    warnings: Sequence[str] = ()
+
+
+def greeting(start: Start) -> str:
+    """Several lines, the URL and the next command among them."""
+    models = f"{_count(start.models, 'model')} in {start.models_dir}"
+    rows = [
+        ("engine", f"llama.cpp (llama-cpp-python {start.engine})" if start.engine else "none: no model can run here"),
+        ("hardware", _hardware(start)),
+        ("models", models if start.models or start.engine is None else f"{models}; the built-in one answers as hello"),
+        ("API", f"{start.url}/v1"),
+        ("dashboard", f"{start.url}/dashboard"),
+    ]
+    lines = [f"{start.name}: llm-router {start.version} is ready", ""]
+    lines += [f"  {label:<10} {text}" for label, text in rows]
+    lines += ["", f"  export OPENAI_BASE_URL={start.url}/v1"]
+    if start.engine:
+        lines += ['  llm-router run hello "What are you?"', ""]
+    else:
+        lines += [f"  {INSTALL_ENGINE}   adds the engine: minutes, needs a C++ compiler", ""]
+    if start.is_open:
+        lines += ["  OPEN: every machine that reaches this port may use the models, without a key.", ""]
+    lines += [f"  warning: {line}" for line in start.warnings]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draining(requests: int) -> str:
+    """At the first Ctrl+C, when requests are still running."""
+    return f"draining {_count(requests, 'request')}, Ctrl+C again to stop now"
+
+
+def _hardware(start: Start) -> str:
+    memory = f"{start.memory_bytes / 1024**3:.0f} GiB memory"
+    machine = f"{_count(start.cores, 'core')}, {memory}"
+    return f"{', '.join(start.gpus)}; {machine}" if start.gpus else f"CPU ({machine}), no GPU seen"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
