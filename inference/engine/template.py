@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import datetime
 import json
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from inference.chat import Message
@@ -24,6 +27,46 @@ RESULT_CHARS_MAX = 64 * 1024 * 1024
 """Longest text that one operation or one rendering may make: above the request body's own limit."""
 
 TEMPLATE_CHARS_MAX = 1024 * 1024
+
+FILTERS = tuple(
+    [
+        "abs",
+        "capitalize",
+        "count",
+        "d",
+        "default",
+        "dictsort",
+        "e",
+        "escape",
+        "first",
+        "float",
+        "groupby",
+        "int",
+        "items",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+        "reverse",
+        "round",
+        "safe",
+        "select",
+        "selectattr",
+        "sort",
+        "string",
+        "sum",
+        "title",
+        "trim",
+        "unique",
+        "upper",
+    ]
+)
+"""What templates use (read in the 71 that llama.cpp carries), less what can make gigabytes from a number."""
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -51,11 +94,13 @@ class ChatTemplate:
         if len(source) > TEMPLATE_CHARS_MAX:
             raise TemplateError(f"the chat template has {len(source):,} characters, limit {TEMPLATE_CHARS_MAX:,}")
         self._bos, self._eos = bos, eos
-        environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
-        environment.filters["tojson"] = _tojson
-        for name in ("center", "indent", "pprint", "wordwrap", "xmlattr", "urlize"):
-            environment.filters.pop(name, None)
-        environment.filters["indent"] = _indent
+        # The optimizer would run constant expressions while compiling, outside the checks of rendering.
+        environment = _Bounded(
+            trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[jinja2.ext.loopcontrols, _Generation]
+        )
+        environment.filters = {name: environment.filters[name] for name in FILTERS}
+        environment.filters |= {"tojson": _tojson, "from_json": json.loads, "indent": _indent}
+        environment.filters |= {"join": _join, "replace": _replace}
         environment.globals["raise_exception"] = _raise
         environment.globals.pop("lipsum", None)
         try:
@@ -95,6 +140,16 @@ class ChatTemplate:
             raise TemplateError(f"the model's chat template failed: {type(error).__name__}: {error}") from error
 
 
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: transformers marks the assistant's text with it for training; here it shows its body."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class _Bounded(ImmutableSandboxedEnvironment):
     """The sandbox, with `*`, `**` and `%` kept from making gigabytes in one operation."""
 
@@ -113,11 +168,44 @@ class _Bounded(ImmutableSandboxedEnvironment):
             raise TemplateError("the chat template formats with %, which is not allowed")
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(owner, str):
+            if name == "replace":
+                return _replace(owner, *args[:3])
+            if name == "join":
+                return _join(args[0], owner)
+        return super().call(context, obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        owner = getattr(value, "__self__", None)
+        if isinstance(owner, str) and getattr(value, "__name__", "") == "format" and _WIDE.search(owner):
+            raise TemplateError("the chat template formats with a width, which is not allowed")
+        return super().wrap_str_format(value)
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        # str methods that can make gigabytes from a number
-        if isinstance(obj, str) and attr in {"ljust", "rjust", "center", "zfill", "expandtabs", "format_map"}:
+        # methods that can make gigabytes from a number
+        if isinstance(obj, str) and attr in _UNBOUNDED:
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+
+_UNBOUNDED = {"ljust", "rjust", "center", "zfill", "expandtabs", "format_map", "translate", "encode"}
+_WIDE = re.compile(r"\{[^}]*:[^}]*(\d{4}|\{)")  # a width of 1,000 and more, or one that is computed
+
+
+def _join(values: Any, d: str = "", attribute: str | None = None) -> str:
+    parts = [str(v.get(attribute, "") if attribute and isinstance(v, dict) else v) for v in values]
+    if sum(map(len, parts)) + len(d) * len(parts) > RESULT_CHARS_MAX:
+        raise TemplateError("the chat template joins too long a text")
+    return str(d).join(parts)
+
+
+def _replace(text: str, old: str, new: str, count: int | None = None) -> str:
+    text, old, new = str(text), str(old), str(new)
+    if len(text) + (text.count(old) if old else len(text) + 1) * len(new) > RESULT_CHARS_MAX:
+        raise TemplateError("the chat template replaces into too long a text")
+    return text.replace(old, new, -1 if count is None else count)
 
 
 def _as_dict(m: Message) -> dict[str, Any]:
