@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -28,44 +28,11 @@ RESULT_CHARS_MAX = 64 * 1024 * 1024
 
 TEMPLATE_CHARS_MAX = 1024 * 1024
 
-FILTERS = tuple(
-    [
-        "abs",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "groupby",
-        "int",
-        "items",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "reverse",
-        "round",
-        "safe",
-        "select",
-        "selectattr",
-        "sort",
-        "string",
-        "sum",
-        "title",
-        "trim",
-        "unique",
-        "upper",
-    ]
-)
+FILTERS = (
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "int",
+    "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round",
+    "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper",
+)  # fmt: skip
 """What templates use (read in the 71 that llama.cpp carries), less what can make gigabytes from a number."""
 
 CHATML = (
@@ -143,7 +110,7 @@ class ChatTemplate:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}`: transformers marks the assistant's text with it for training; here it shows its body."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as the base class declares it
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

@@ -47,9 +47,12 @@ def test_json_keeps_characters_and_order() -> None:
 
 
 def test_loop_controls_and_tokens_are_there() -> None:
-    assert rendered(
-        "{{ bos_token }}{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
-    ) == ("<s>01")
+    source = "{{ bos_token }}{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+    assert rendered(source) == "<s>01"
+
+
+def test_generation_marks_of_training_show_their_body() -> None:
+    assert rendered("a{% generation %}{{ 'b' }}{% endgeneration %}c") == "abc"
 
 
 def test_a_refusal_of_the_template_is_told_apart_from_its_failure() -> None:
