@@ -6,11 +6,10 @@ import ast
 import functools
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.fixtures.tree import ROOT, read, tracked
 
 ARROWS = {
     "mesh": {"web", "gossip", "inference"},
@@ -26,23 +25,16 @@ FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 700
 
 
-@functools.cache
-def tracked() -> tuple[Path, ...]:
-    """Every file git tracks, relative to the root. A file that is only on this disk is nobody's business yet."""
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30)
-    return tuple(Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists())
-
-
-def modules(*packages: str) -> list[Path]:
-    return [p for p in tracked() if p.suffix == ".py" and p.parts[0] in packages]
+def modules(*packages: str) -> list[str]:
+    return [name for name in tracked() if name.endswith(".py") and name.split("/")[0] in packages]
 
 
 @functools.cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+def tree(path: str) -> ast.Module:
+    return ast.parse(read(path), filename=path)
 
 
-def imported(path: Path) -> set[str]:
+def imported(path: str) -> set[str]:
     """Full names of the modules that `path` imports, wherever the import stands."""
     names: set[str] = set()
     for node in ast.walk(tree(path)):
@@ -71,11 +63,11 @@ def test_imports_go_one_way(package: str) -> None:
 
 
 def test_nothing_of_ours_imports_the_tests() -> None:
-    assert not [str(path) for path in modules(*ARROWS) if top(imported(path)) & {"tests", "benchmarks"}]
+    assert not [path for path in modules(*ARROWS) if top(imported(path)) & {"tests", "benchmarks"}]
 
 
 def test_only_the_workers_side_imports_llama_cpp() -> None:
-    found = {path.as_posix() for path in modules(*ARROWS) if "llama_cpp" in top(imported(path))}
+    found = {path for path in modules(*ARROWS) if "llama_cpp" in top(imported(path))}
     assert found <= WORKER_SIDE, f"the peer process must not load the engine: {sorted(found - WORKER_SIDE)}"
 
 
@@ -91,25 +83,25 @@ def test_the_peer_process_loads_neither_the_engine_nor_what_only_workers_and_dev
 
 
 def test_every_top_level_folder_is_one_of_the_house() -> None:
-    assert {path.parts[0] for path in tracked() if len(path.parts) > 1} <= FOLDERS
+    assert {path.split("/")[0] for path in tracked() if "/" in path} <= FOLDERS
 
 
 def test_every_module_says_what_it_is() -> None:
     silent = [
-        str(path)
+        path
         for path in modules(*ARROWS, "tests", "benchmarks")
-        if (ROOT / path).stat().st_size and not ast.get_docstring(tree(path))
+        if read(path).strip() and not ast.get_docstring(tree(path))
     ]
     assert not silent
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
     nothing = {"utils", "util", "helpers", "common", "misc", "base", "manager"}
-    assert not [str(path) for path in modules(*ARROWS) if nothing & {path.stem, *path.parts}]
+    assert not [path for path in modules(*ARROWS) if nothing & set(path.removesuffix(".py").split("/"))]
 
 
 def test_tests_have_no_package_files_that_would_shadow_ours() -> None:
-    assert not [str(path) for path in modules("tests") if path.name == "__init__.py"]
+    assert not [path for path in modules("tests") if path.endswith("__init__.py")]
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
@@ -124,9 +116,5 @@ def test_no_function_is_longer_than_a_screen() -> None:
 
 
 def test_no_module_is_the_one_that_everybody_must_edit() -> None:
-    long = {
-        str(path): lines
-        for path in modules(*ARROWS)
-        if (lines := (ROOT / path).read_text(encoding="utf-8").count("\n")) > FILE_LINES_MAX
-    }
+    long = {path: lines for path in modules(*ARROWS) if (lines := read(path).count("\n")) > FILE_LINES_MAX}
     assert not long
