@@ -1,0 +1,155 @@
+"""The peer of this machine over HTTP, as the commands use it: control.json says where, its token says who.
+
+The standard library's client: it starts in a tenth of aiohttp's time, and a command makes one request at a time.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.parse
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from mesh import control
+from mesh.cli.failure import Exit, Failure
+
+CONNECT_S = 5.0
+ANSWER_S = 60.0
+"""Between two pieces of an answer. A stream carries a comment at least every 10 s."""
+WORK_S = 1800.0
+"""For what moves gigabytes: loading and importing a model."""
+_ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
+
+def connect(data_dir: Path) -> Peer:
+    """The running peer of that data folder. Raises Failure (exit code 3) when there is none."""
+    found = control.read(data_dir)
+    if found is None:
+        raise _not_running(f"there is no control.json in {data_dir}")
+    return Peer(found)
+
+
+class Peer:
+    """Calls of the peer's API. Every method raises Failure with the peer's own words and the fitting exit code."""
+
+    def __init__(self, found: control.Control) -> None:
+        self.control = found
+        url = urllib.parse.urlsplit(found.url)
+        self._host, self._port = url.hostname or "127.0.0.1", url.port or found.port
+
+    def get(self, path: str) -> Any:
+        """The JSON answer of a GET."""
+        return self._call("GET", path, None, ANSWER_S)
+
+    def post(self, path: str, body: dict[str, Any], *, timeout_s: float = ANSWER_S) -> Any:
+        """The JSON answer of a POST; None when it has no body."""
+        return self._call("POST", path, body, timeout_s)
+
+    def delete(self, path: str) -> Any:
+        """The JSON answer of a DELETE; None when it has no body."""
+        return self._call("DELETE", path, None, ANSWER_S)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models that the peer knows."""
+        answer = self.get("/api/models")
+        models = answer.get("models") if isinstance(answer, dict) else None
+        if not isinstance(models, list):
+            raise _strange(self.control.url)
+        return models
+
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The events of a streamed answer. Closing the iterator hangs up, which cancels the request."""
+        connection, response = self._send("POST", path, body, ANSWER_S)
+        try:
+            yield from _events(response)
+        except (OSError, http.client.HTTPException) as error:
+            raise Failure("the answer was cut off", why=str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+        connection, response = self._send(method, path, body, timeout_s)
+        try:
+            data = response.read(_ANSWER_BYTES_MAX)
+            return json.loads(data) if data else None
+        except ValueError:
+            raise _strange(self.control.url) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Failure("the answer was cut off", why=str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+
+    def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
+        headers = {"Authorization": f"Bearer {self.control.token}", "Accept": "application/json"}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.connect()
+            connection.sock.settimeout(timeout_s)
+            connection.request(method, path, body=data, headers=headers)
+            response = connection.getresponse()
+            if response.status >= 300:
+                raise _refused(response.status, response.read(65536))
+        except TimeoutError:
+            connection.close()
+            raise Failure(f"the peer at {self.control.url} does not answer", code=Exit.UNREACHABLE) from None
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise _not_running(f"{self.control.url} does not answer: {error}") from None
+        except Failure:
+            connection.close()
+            raise
+        return connection, response
+
+
+def quoted(model_id: str) -> str:
+    """A model's id as the rest of a path: ids hold slashes."""
+    return urllib.parse.quote(model_id, safe="/:")
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    for line in response:
+        if not line.startswith(b"data:"):
+            continue
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise Failure(_message(event) or "the peer reported an error")
+        yield event
+    raise Failure("the answer was cut off", why="the peer closed the connection before the end")
+
+
+def _refused(status: int, data: bytes) -> Failure:
+    code = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}.get(status, Exit.FAILED)
+    try:
+        message = _message(json.loads(data))
+    except ValueError:
+        message = ""
+    return Failure(message or f"the peer answered HTTP {status}", code=code)
+
+
+def _message(body: object) -> str:
+    """OpenAI's error object, or `{"error": "text"}`."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error if isinstance(error, str) else ""
+
+
+def _not_running(why: str) -> Failure:
+    return Failure(
+        "no peer is running here", why=why, fix="start one in another terminal: llm-router", code=Exit.UNREACHABLE
+    )
+
+
+def _strange(url: str) -> Failure:
+    return Failure(f"{url} does not answer like a peer", fix="llm-router doctor", code=Exit.UNREACHABLE)

@@ -1,0 +1,79 @@
+"""`llm-router completion SHELL`: the script that completes commands, and the completion of model names.
+
+click brings bash, zsh and fish; PowerShell is added here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import ClassVar
+
+import click
+from click.shell_completion import (
+    CompletionItem,
+    ShellComplete,
+    add_completion_class,
+    get_completion_class,
+)
+
+_INSTALL = {
+    "bash": 'eval "$({program} completion bash)"    in ~/.bashrc',
+    "zsh": 'eval "$({program} completion zsh)"    in ~/.zshrc',
+    "fish": "{program} completion fish > ~/.config/fish/completions/{program}.fish",
+    "powershell": "{program} completion powershell | Out-String | Invoke-Expression    in $PROFILE",
+}
+
+
+@add_completion_class
+class PowerShellComplete(ShellComplete):
+    """The words so far travel in COMP_WORDS, the one being typed in COMP_LAST, a candidate comes back on each line."""
+
+    name: ClassVar[str] = "powershell"
+    source_template: ClassVar[str] = """\
+Register-ArgumentCompleter -Native -CommandName %(prog_name)s -ScriptBlock {
+    param($wordToComplete, $commandAst, $cursorPosition)
+    $env:%(complete_var)s = "powershell_complete"
+    $env:COMP_WORDS = $commandAst.ToString()
+    $env:COMP_LAST = $wordToComplete
+    %(prog_name)s | ForEach-Object {
+        [System.Management.Automation.CompletionResult]::new($_, $_, "ParameterValue", $_)
+    }
+    Remove-Item Env:%(complete_var)s, Env:COMP_WORDS, Env:COMP_LAST
+}
+"""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        words = shlex.split(os.environ.get("COMP_WORDS", ""), posix=False)
+        last = os.environ.get("COMP_LAST", "")
+        return (words[1:-1] if last and words and words[-1] == last else words[1:]), last
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return str(item.value)
+
+
+@click.command(help="Print the script that completes commands in a shell.")
+@click.argument("shell", type=click.Choice(list(_INSTALL)))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    root = ctx.find_root()
+    program = root.info_name or "llm-router"
+    variable = f"_{program}_COMPLETE".replace("-", "_").replace(".", "_").upper()
+    script: type[ShellComplete] | None = get_completion_class(shell)
+    assert script is not None
+    click.echo(script(root.command, {}, program, variable).source())
+    if click.get_text_stream("stdout").isatty():
+        click.echo("# " + _INSTALL[shell].format(program=program), err=True)
+
+
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The ids of the running peer's models that begin so; nothing when there is no peer."""
+    from mesh.cli.client import connect
+    from mesh.config import load
+    from mesh.errors import StartError
+
+    try:
+        models = connect(load({"data_dir": ctx.params.get("data_dir")}).config.data_dir).models()
+    except (click.ClickException, StartError):
+        return []
+    return [CompletionItem(m["id"]) for m in models if str(m["id"]).startswith(incomplete)]

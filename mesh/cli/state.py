@@ -1,0 +1,69 @@
+"""`llm-router ps` and `llm-router status`: what the peer says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mesh.cli.client import Peer
+from mesh.cli.options import json_option, with_peer
+from mesh.cli.output import plain, print_json, print_table, size
+
+
+@click.command(help="Show the models in memory and what they do.")
+@json_option
+@with_peer
+def ps(peer: Peer, as_json: bool) -> None:
+    answer = peer.get("/api/ps")
+    if as_json:
+        print_json(answer)
+        return
+    rows = answer.get("models", []) if isinstance(answer, dict) else answer
+    if not rows:
+        click.echo("no model is in memory; the first request loads one", err=True)
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print_table([_title(name) for name in names], [[_cell(name, row.get(name)) for name in names] for row in rows])
+
+
+@click.command(help="Show how the peer is.")
+@json_option
+@with_peer
+def status(peer: Peer, as_json: bool) -> None:
+    answer = peer.get("/api/status")
+    if as_json:
+        print_json(answer)
+        return
+    width = max((len(_label(name)) for name in answer), default=0)
+    for name, value in answer.items():
+        click.echo(f"{_label(name):<{width}}  {_cell(name, value)}")
+
+
+def _label(name: str) -> str:
+    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+
+
+def _title(name: str) -> str:
+    return _label(name).upper()
+
+
+def _cell(name: str, value: Any) -> str:
+    """A field by its name: the API carries the unit there."""
+    if name.endswith("_bytes"):
+        return size(value) or "-"
+    if name.endswith("_s") and isinstance(value, int | float):
+        return duration(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{_label(key)} {_cell(key, part)}" for key, part in value.items()) or "-"
+    return plain(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `850 ms`, `12 s`, `3 min`, `5 h`, `2 d`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
