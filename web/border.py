@@ -1,0 +1,206 @@
+"""The one middleware: request id, guards, errors, log and metrics for every request, whatever its route.
+
+Nothing gets past it as an exception but a disconnect: every other error becomes an answer in the shape its path has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+
+from inference.errors import InferenceError, InvalidRequest, ModelUnavailable
+from web import guards
+from web.errors import HttpRefusal, error_response
+from web.guards import Admission, Policy
+from web.inflight import InFlight
+from web.services import Access, Caller, Services
+
+_log = logging.getLogger(__name__)
+_access_log = logging.getLogger("web.access")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+CALLER = web.RequestKey("caller", Caller)
+REQUEST_ID = web.RequestKey("request_id", str)
+_CORS_ORIGIN = web.RequestKey("cors_origin", str)
+
+REQUEST_ID_MAX = 128
+# A day: longer than any answer, short enough for every timer.
+DEADLINE_S_MAX = 86_400.0
+# What nginx calls a client that left; it is only ever logged and counted.
+STATUS_CLIENT_LEFT = 499
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Border:
+    """Guards, answers and counts each request. `policies` maps a handler of the route table to its policy."""
+
+    def __init__(self, services: Services, in_flight: InFlight, policies: Mapping[object, Policy]) -> None:
+        self._services = services
+        self._in_flight = in_flight
+        self._policies = policies
+
+    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The answer to `request`, errors included."""
+        started = time.monotonic()
+        request[REQUEST_ID] = request_id(request.headers.get("x-request-id"))
+        status = STATUS_CLIENT_LEFT
+        try:
+            with self._in_flight.entered():
+                response = await self._guarded(request, handler)
+            status = response.status
+            return response
+        finally:
+            self._record(request, status, time.monotonic() - started)
+
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await self._admitted(request, handler)
+        except InferenceError as error:
+            return error_response(error, request.path)
+        except web.HTTPException as answer:
+            return error_response(_routing_error(answer, request), request.path)
+        except asyncio.CancelledError:
+            if not self._in_flight.was_stopped(request):
+                raise
+            return error_response(ModelUnavailable("This peer is stopping; try again."), request.path)
+        except ConnectionError:
+            raise
+        except Exception:  # noqa: BLE001 - the border: logged with its traceback, the caller gets a 500 and an id
+            _log.exception("request failed request_id=%s", request[REQUEST_ID])
+            message = f"Something went wrong inside this peer; its log says more (request id {request[REQUEST_ID]})."
+            return error_response(InferenceError(message, code="internal_error"), request.path)
+
+    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        access = self._services.access
+        _check_header_size(request, self._services.limits.header_bytes)
+        facts = facts_of(request)
+        guards.check_host(facts, access)
+        if guards.check_origin(facts, access) and request.path.startswith("/v1/"):
+            request[_CORS_ORIGIN] = facts.headers["origin"]
+            if request.method == "OPTIONS" and "access-control-request-method" in facts.headers:
+                return _preflight_answer()
+        if facts.headers.get("upgrade", "").lower() == "websocket":
+            raise HttpRefusal(400, "There is no WebSocket at this URL.", must_close=True)
+        policy = self._policies.get(request.match_info.handler)
+        if policy is not None:  # no policy: no route, the handler raises 404 or 405
+            admission = guards.admit(facts, access, policy)
+            request[CALLER] = _caller(facts, admission)
+        return await handler(request)
+
+    def _record(self, request: web.Request, status: int, seconds: float) -> None:
+        resource = request.match_info.route.resource
+        route = "unknown" if resource is None else resource.canonical
+        method = request.method if request.method in _METHODS else "OTHER"
+        self._services.state.observe(route, method, status, seconds)
+        _access_log.info(
+            "request answered method=%s route=%s status=%d seconds=%.3f ip=%s request_id=%s",
+            method,
+            route,
+            status,
+            seconds,
+            request.remote,
+            request.get(REQUEST_ID),
+        )
+
+
+def facts_of(request: web.BaseRequest) -> guards.Request:
+    """What the guards need to know of `request`."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return guards.Request(
+        ip=str(peer[0]) if isinstance(peer, tuple) else "",
+        is_http10=request.version < (1, 1),
+        target=request.raw_path if request.method != "CONNECT" else "/",
+        headers={name.lower(): value for name, value in request.headers.items()},
+        hosts=tuple(request.headers.getall("Host", ())),
+    )
+
+
+def request_id(offered: str | None) -> str:
+    """The caller's own id if it is short and printable, else a new one."""
+    if offered and len(offered) <= REQUEST_ID_MAX and offered.isascii() and offered.isprintable():
+        return offered
+    return uuid.uuid4().hex
+
+
+async def stamp(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Headers that every answer carries; runs just before they are sent."""
+    response.headers["x-request-id"] = request.get(REQUEST_ID) or request_id(request.headers.get("x-request-id"))
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    origin = request.get(_CORS_ORIGIN)
+    if origin is not None:
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = "x-request-id, x-llm-router-peer, x-llm-router-attempts"
+        response.headers["Vary"] = "Origin"
+
+
+def _preflight_answer() -> web.Response:
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, api-key, x-request-id, "
+            "x-llm-router-timeout, x-llm-router-priority",
+            "Access-Control-Max-Age": "600",
+        },
+    )
+
+
+def _check_header_size(request: web.BaseRequest, bytes_max: int) -> None:
+    """aiohttp bounds each header, this bounds their sum."""
+    size = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
+    if size > bytes_max:
+        raise HttpRefusal(400, f"The headers have {size:,} bytes, the limit is {bytes_max:,}.", must_close=True)
+
+
+def _caller(facts: guards.Request, admission: Admission) -> Caller:
+    return Caller(
+        ip=facts.ip,
+        key_id="control" if admission.is_control else None,
+        is_local=admission.is_local,
+        background=facts.headers.get("x-llm-router-priority", "").strip().lower() == "background",
+        deadline_s=_deadline_s(facts.headers.get("x-llm-router-timeout")),
+    )
+
+
+def _deadline_s(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= DEADLINE_S_MAX:
+        raise InvalidRequest(
+            f"Invalid header 'x-llm-router-timeout': expected seconds > 0 and <= {DEADLINE_S_MAX:.0f}.",
+            param="x-llm-router-timeout",
+            code="invalid_value",
+        )
+    return seconds
+
+
+def _routing_error(answer: web.HTTPException, request: web.Request) -> HttpRefusal:
+    if isinstance(answer, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(answer.allowed_methods))
+        return HttpRefusal(
+            405,
+            f"Not allowed to {request.method[:20]} on {request.path[:200]}; allowed: {allowed}.",
+            code="method_not_allowed",
+            headers={"Allow": allowed},
+        )
+    if isinstance(answer, web.HTTPNotFound):
+        return HttpRefusal(
+            404,
+            f"Unknown request URL: {request.method[:20]} {request.path[:200]}. Please check the URL for typos.",
+            code="unknown_url",
+        )
+    return HttpRefusal(answer.status, answer.reason)
+
+
+__all__ = ["CALLER", "REQUEST_ID", "Access", "Border", "Handler", "facts_of", "request_id", "stamp"]

@@ -1,0 +1,157 @@
+"""One client connection: aiohttp's HTTP/1.1 protocol, with an end to what is slow or is not HTTP.
+
+aiohttp waits minutes for a client that sends nothing, or one header byte now and then, and for ever for one that does
+not read its answer. Here headers must arrive within `headers_s`, and an answer that is not being read ends the
+connection after `body_s` without progress (the body's own time is kept where it is read, in `web.body`). An idle
+connection between two requests may live `KEEPALIVE_S`. What is no HTTP/1.1 gets 400 and is closed.
+
+Source: aiohttp 3.14 web_protocol.RequestHandler; overridden are its asyncio callbacks and `handle_error`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from inference.openai.answer import error_object
+from web.border import request_id
+from web.errors import HttpRefusal
+from web.services import Limits
+
+_log = logging.getLogger(__name__)
+
+# Longer than the 60 s that proxies and pools commonly keep an idle connection, so that they close first.
+KEEPALIVE_S = 75.0
+# After an early answer the rest of a body is read and thrown away this long, so that the answer is not lost in a reset.
+LINGER_S = 5.0
+
+
+class Connection(RequestHandler):
+    """Made by the listener for each socket it accepts."""
+
+    __slots__ = ("_headers_timer", "_limits", "_open", "_unread_bytes", "_write_timer")
+
+    def __init__(self, server: web.Server, limits: Limits, open_connections: set[Connection]) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=KEEPALIVE_S,
+            lingering_time=LINGER_S,
+            access_log=None,  # type: ignore[arg-type]  # None is how aiohttp turns it off
+            max_line_size=limits.header_bytes,
+            max_field_size=limits.header_bytes,
+            auto_decompress=False,
+        )
+        self._limits = limits
+        self._open = open_connections
+        self._headers_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._open.add(self)
+        if len(self._open) > self._limits.connections:
+            _log.warning("connection refused, too many are open limit=%d", self._limits.connections)
+            self._abort()
+            return
+        self._await_headers()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._open.discard(self)
+        self._cancel_headers_timer()
+        self._cancel_write_timer()
+        super().connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        """Feeds the parser, and keeps the clock of a request whose headers have begun but not ended."""
+        messages_before = self._request_count
+        super().data_received(data)
+        if self._request_count > messages_before:
+            self._cancel_headers_timer()
+        elif data and self._headers_timer is None and not self._is_body_expected():
+            self._await_headers()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        self._cancel_write_timer()
+        super().resume_writing()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to bytes that are no HTTP/1.1 request. The parser's own message may quote a header: not shown."""
+        if status >= 500:
+            _log.error("request failed outside its handler", exc_info=exc)
+            refusal = HttpRefusal(status, "Something went wrong inside this peer.", error_type="server_error")
+        else:
+            _log.debug("not http ip=%s error=%s", request.remote, type(exc).__name__)
+            refusal = HttpRefusal(
+                status, "That is not a valid HTTP/1.1 request. This port speaks plain HTTP, without TLS."
+            )
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun, an error cannot follow")
+        response = web.Response(
+            status=refusal.status,
+            body=json.dumps(error_object(refusal)).encode(),
+            content_type="application/json",
+            headers={"x-request-id": request_id(None)},
+        )
+        response.force_close()
+        return response
+
+    def _is_body_expected(self) -> bool:
+        """True while the bytes that arrive belong to the body of the last request that was parsed."""
+        if self._messages:
+            return not self._messages[-1][1].is_eof()
+        return self._current_request is not None and not self._current_request.content.is_eof()
+
+    def _await_headers(self) -> None:
+        self._headers_timer = self._loop.call_later(self._limits.headers_s, self._headers_late)
+
+    def _headers_late(self) -> None:
+        self._headers_timer = None
+        if self._current_request is None:
+            _log.debug("connection closed, headers did not arrive")
+            self._abort()
+        else:
+            self.close()  # a pipelined request that never ends; the running one may finish
+
+    def _await_reader(self) -> None:
+        self._unread_bytes = self._buffered()
+        self._write_timer = self._loop.call_later(self._limits.body_s, self._reader_late)
+
+    def _reader_late(self) -> None:
+        if self._buffered() < self._unread_bytes:
+            self._await_reader()
+        else:
+            _log.debug("connection closed, its answer was not read")
+            self._abort()
+
+    def _buffered(self) -> int:
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _cancel_headers_timer(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
+
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None

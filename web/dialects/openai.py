@@ -1,0 +1,259 @@
+"""OpenAI's API over HTTP: parse the body, ask the services, write the answer whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import urllib.parse
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+from aiohttp import web
+
+from inference.chat import Chunk, FinishReason, Generation, Started, Usage
+from inference.errors import InferenceError, InvalidRequest, ModelNotFound, StreamInterrupted
+from inference.openai.answer import (
+    DONE,
+    AnswerHead,
+    EventWriter,
+    comment,
+    embeddings_json,
+    error_event,
+    whole,
+)
+from inference.openai.request import (
+    COMPLETION_TOKENS_DEFAULT,
+    GenerationCall,
+    Ingress,
+    chat_call,
+    completion_call,
+    embedding_call,
+)
+from web.body import parsed_body
+from web.border import CALLER, REQUEST_ID
+from web.errors import HttpRefusal
+from web.inflight import IN_FLIGHT
+from web.services import Caller, ModelView, Services
+from web.sse import EventStream
+
+_log = logging.getLogger(__name__)
+
+# Whose keys the clouds want; `ahtnorpic` is a spelling that scripts of old use.
+CLOUD_KEYS = {
+    "openai": "OPENAI_API_KEY",
+    "google": "GOOGLE_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "ahtnorpic": "ANTHROPIC_API_KEY",
+}
+# Freeing a slot takes one step of the engine.
+CLOSE_S_MAX = 5.0
+
+
+class OpenAIRoutes:
+    """Handlers of `/v1/*`, `/api/chat` and `/api/generate`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generated(request, chat_call)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generated(
+            request, lambda body, ingress: completion_call(body, ingress, COMPLETION_TOKENS_DEFAULT)
+        )
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Like completions; without `max_tokens` the answer goes on until the model ends it."""
+        return await self._generated(request, lambda body, ingress: completion_call(body, ingress, None))
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        ingress = _ingress(request)
+        call = await parsed_body(request, self._services.limits, lambda body: embedding_call(body, ingress))
+        view = self._resolved(call.request.model, ("embedding",))
+        answer = await self._services.chat.embed(replace(call.request, model=view.id), request[CALLER])
+        body = await asyncio.to_thread(embeddings_json, answer, call.request.model, call.encoding)
+        return web.Response(body=body, content_type="application/json")
+
+    async def models(self, request: web.Request) -> web.Response:
+        data = [model_object(view) for view in self._services.models.list()]
+        return web.json_response({"object": "list", "data": data})
+
+    async def model(self, request: web.Request) -> web.Response:
+        return web.json_response(model_object(self._resolved(request.match_info["id"])))
+
+    async def _generated(
+        self, request: web.Request, parse: Callable[[dict[str, Any], Ingress], GenerationCall]
+    ) -> web.StreamResponse:
+        ingress = _ingress(request)
+        call = await parsed_body(request, self._services.limits, lambda body: parse(body, ingress))
+        asked = call.generation
+        view = self._resolved(asked.model, ("chat",) if asked.kind == "chat" else ("completion", "chat"))
+        head = AnswerHead(kind=asked.kind, request_id=ingress.id, model=asked.model, created=int(ingress.now))
+        generation = replace(asked, model=view.id)
+        if call.stream:
+            return await self._streamed(request, generation, head, include_usage=call.include_usage)
+        return await self._whole(request, generation, head)
+
+    async def _whole(self, request: web.Request, generation: Generation, head: AnswerHead) -> web.Response:
+        progress = _Progress()
+        pieces = []
+        async with self._chunks(generation, request[CALLER]) as chunks:
+            async for chunk in chunks:
+                progress.add(chunk)
+                pieces.append(chunk.text)
+        body = whole(head, "".join(pieces), progress.check_finished(), progress.usage)
+        return web.json_response(body, headers=_origin_headers(progress.started))
+
+    async def _streamed(
+        self, request: web.Request, generation: Generation, head: AnswerHead, *, include_usage: bool
+    ) -> web.StreamResponse:
+        """An error before the first byte is raised, and becomes a status; after it, an event without [DONE]."""
+        writer = EventWriter(head, include_usage=include_usage)
+        async with EventStream(request, self._services.limits.heartbeat_s) as stream:
+            try:
+                await self._fill(stream, writer, generation, request[CALLER], include_usage=include_usage)
+            except ConnectionError:
+                raise
+            except asyncio.CancelledError:
+                if not stream.is_open or not request.app[IN_FLIGHT].was_stopped(request):
+                    raise
+                await stream.send(error_event(StreamInterrupted("This peer is stopping.")))
+            except Exception as error:
+                await stream.hush()
+                if not stream.is_open:
+                    raise
+                await stream.send(error_event(_as_event(error, head.request_id)))
+        return stream.response
+
+    async def _fill(
+        self, stream: EventStream, writer: EventWriter, generation: Generation, caller: Caller, *, include_usage: bool
+    ) -> None:
+        """Writes the whole stream, [DONE] included; each step of the engine is one write."""
+        progress = _Progress()
+        async with self._chunks(generation, caller) as chunks:
+            async for chunk in chunks:
+                progress.add(chunk)
+                data = writer.text(chunk.text) if chunk.text else b""
+                if chunk.started is not None:
+                    await stream.open(_origin_headers(chunk.started))
+                    data = writer.first() + data
+                if chunk.finish_reason is not None:
+                    data += writer.finish(chunk.finish_reason)
+                if data:
+                    await stream.send(data)
+        progress.check_finished()
+        usage = writer.usage(progress.usage) if include_usage else b""
+        await stream.send(usage + comment(f"served-by {progress.started.peer}") + DONE)
+
+    @asynccontextmanager
+    async def _chunks(self, generation: Generation, caller: Caller) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """The chunks of one answer; leaving early, however it happens, frees its slot."""
+        chunks = self._services.chat.generate(generation, caller)
+        try:
+            yield chunks
+        finally:
+            async with asyncio.timeout(CLOSE_S_MAX):
+                await cast(AsyncGenerator[Chunk, None], chunks).aclose()
+
+    def _resolved(self, name: str, capabilities: tuple[str, ...] = ()) -> ModelView:
+        """The model called `name`. Raises when there is none, or when it has none of `capabilities`."""
+        _refuse_clouds(name)
+        try:
+            view = self._services.models.resolve(name)
+        except ModelNotFound as error:
+            error.param = error.param or "model"
+            raise
+        if capabilities and not set(capabilities) & set(view.capabilities):
+            raise InvalidRequest(
+                f"The model '{view.id}' cannot do that: it is made for {', '.join(view.capabilities)}.",
+                param="model",
+                code="unsupported_model",
+            )
+        return view
+
+
+class _Progress:
+    """What has been seen of one answer."""
+
+    def __init__(self) -> None:
+        self.started = Started(prompt_tokens=0, cached_tokens=0)
+        self.finish_reason: FinishReason | None = None
+        self._completion_tokens = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self._completion_tokens += len(chunk.tokens)
+        self.started = chunk.started or self.started
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+
+    def check_finished(self) -> FinishReason:
+        """Why the answer ended. Raises StreamInterrupted when it did not."""
+        if self.finish_reason is None:
+            raise StreamInterrupted("The answer ended before it was complete.")
+        return self.finish_reason
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.started.prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            cached_tokens=self.started.cached_tokens,
+        )
+
+
+def model_object(view: ModelView) -> dict[str, Any]:
+    """A model as OpenAI lists it, with what a client may want to know besides."""
+    return {
+        "id": view.id,
+        "object": "model",
+        "created": view.created,
+        "owned_by": "llm-router",
+        "ready": view.ready,
+        "loaded": view.loaded,
+        "size_bytes": view.size_bytes,
+        "context_length": view.context,
+        "quantization": view.quantization,
+        "capabilities": list(view.capabilities),
+        "aliases": list(view.aliases),
+    }
+
+
+def _ingress(request: web.Request) -> Ingress:
+    now = time.time()
+    return Ingress(
+        id=request[REQUEST_ID],
+        now=now,
+        utc_offset_s=time.localtime(now).tm_gmtoff,
+        seed=secrets.randbits(32),
+    )
+
+
+def _refuse_clouds(name: str) -> None:
+    """Raises for `openai:gpt-4o` and the like: clouds come in a later version. `openai:` alone is no model."""
+    provider, _, model = name.partition(":")
+    variable = CLOUD_KEYS.get(provider)
+    if variable is not None and model:
+        raise HttpRefusal(
+            401,
+            f"The provider '{provider}' is not configured: {variable} is not set, and this version does not "
+            "forward to clouds yet.",
+            code="provider_not_configured",
+            param="model",
+        )
+
+
+def _as_event(error: Exception, request_id: str) -> InferenceError:
+    if isinstance(error, InferenceError):
+        return error
+    _log.error("stream failed request_id=%s", request_id, exc_info=error)
+    return StreamInterrupted(f"Something went wrong inside this peer (request id {request_id}).")
+
+
+def _origin_headers(started: Started) -> dict[str, str]:
+    """Who answers, and at which try. A name may hold any character, a header may not."""
+    peer = urllib.parse.quote(started.peer, safe=" !#$&'()*+,/:;=?@[]")
+    return {"x-llm-router-peer": peer, "x-llm-router-attempts": str(started.attempts)}

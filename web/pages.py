@@ -1,0 +1,60 @@
+"""What is neither inference nor administration: is it alive, what does it count, where is the dashboard."""
+
+from __future__ import annotations
+
+import html
+
+from aiohttp import web
+
+from web.services import Services
+
+_CONTENT_SECURITY_POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+_DASHBOARD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>LLM Router</title>
+<h1>LLM Router</h1>
+<p>{name} is up (version {version}). The dashboard comes in a later version.</p>
+<p>Base URL for OpenAI clients: <code>http://{host}/v1</code></p>
+<p>On this machine: <code>llm-router status</code>, <code>llm-router chat</code>, <code>llm-router model list</code></p>
+</html>
+"""
+
+
+class PageRoutes:
+    """Handlers of `/`, `/dashboard`, `/health`, `/ready`, `/metrics` and `/.well-known/llm-router`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def health(self, request: web.Request) -> web.Response:
+        """200 as long as the event loop turns."""
+        return web.json_response({"status": "ok"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """200 when listener and store are open, else 503."""
+        if self._services.state.ready():
+            return web.json_response({"status": "ready"})
+        return web.json_response({"status": "starting"}, status=503, headers={"Retry-After": "1"})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Everything local, as Prometheus text."""
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=self._services.state.metrics(), headers=headers)
+
+    async def well_known(self, request: web.Request) -> web.Response:
+        """What another peer asks first. There is no mesh yet."""
+        return web.json_response({"version": self._services.state.version, "mesh": None, "peer_port": None})
+
+    async def root(self, request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "/dashboard"})
+
+    async def dashboard(self, request: web.Request) -> web.Response:
+        """A page that says where to go, until there is a dashboard."""
+        state = self._services.state
+        page = _DASHBOARD.format(
+            name=html.escape(state.name), version=html.escape(state.version), host=html.escape(request.host)
+        )
+        headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
+        return web.Response(text=page, content_type="text/html", headers=headers)
