@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from typing import ClassVar
 
 import click
@@ -62,7 +63,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     script: type[ShellComplete] | None = get_completion_class(shell)
     assert script is not None
     click.echo(script(root.command, {}, program, variable).source())
-    if click.get_text_stream("stdout").isatty():
+    if sys.stdout.isatty():
         click.echo("# " + _INSTALL[shell].format(program=program), err=True)
 
 
