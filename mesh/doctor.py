@@ -11,13 +11,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from inference.hardware import Gpu, GpuClaim, Hardware, detect
 from mesh import control
-from mesh.config import Loaded
+from mesh.config import Config, Loaded
 from mesh.errors import NotPrivate, StartError
 from mesh.ownership import require_ours
 from mesh.ports import port_holder
@@ -54,9 +55,14 @@ def examine(loaded: Loaded) -> list[Check]:
         *_guarded("models folder", lambda: models_folder(config.models_dir)),
         *_guarded("disk", lambda: disk(config.models_dir)),
         *_guarded("port", lambda: port(config.port, control.read(config.data_dir))),
-        *_guarded("memory", memory),
-        *_guarded("GPU", lambda: gpu(detected_gpus())),
+        *_guarded("memory", lambda: memory(detect())),
+        *_guarded("GPU", lambda: gpu(detect(claim(config)).gpus)),
     ]
+
+
+def claim(config: Config) -> GpuClaim:
+    """What the settings say of the GPUs, for when none is detected."""
+    return GpuClaim(is_available=bool(config.gpu_available), model=config.gpu_model, count=config.gpu_count)
 
 
 def python() -> list[Check]:
@@ -150,53 +156,25 @@ def port(number: int, running: control.Control | None) -> list[Check]:
     return [Check(name="port", state="fail", found=f"{number} is in use by {holder}", fix=fix)]
 
 
-def memory() -> list[Check]:
-    """Enough for a small model."""
-    import psutil
-
-    state = psutil.virtual_memory()
-    found = f"{state.total / 1024**3:.1f} GiB, {state.available / 1024**3:.1f} GiB available"
-    if state.total < MEMORY_WARN_BYTES:
+def memory(machine: Hardware) -> list[Check]:
+    """Enough for a small model, within the limits of a container."""
+    total, available = machine.ram_total_bytes, machine.ram_available_bytes
+    found = f"{total / 1024**3:.1f} GiB, {available / 1024**3:.1f} GiB available"
+    if total < MEMORY_WARN_BYTES:
         fix = "small models (up to about 1.5B parameters at 4 bits) fit"
         return [Check(name="memory", state="warn", found=found, fix=fix)]
     return [Check(name="memory", state="ok", found=found)]
 
 
-def gpu(names: list[str]) -> list[Check]:
-    """What is seen. None is no fault: the CPU serves."""
-    found = ", ".join(names) if names else "none seen: models run on the CPU"
-    return [Check(name="GPU", state="ok", found=found)]
-
-
-def detected_gpus(kfd: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> list[str]:
-    """Names of the GPUs: NVIDIA by its driver, AMD by the kernel's topology, Apple by the processor."""
-    found = _nvidia()
-    if kfd.is_dir():
-        for node in sorted(kfd.iterdir()):
-            properties = node / "properties"
-            if properties.is_file() and "simd_count 0\n" not in properties.read_text(encoding="ascii", errors="ignore"):
-                found.append(f"AMD GPU ({node.name})")
-    if platform.system() == "Darwin" and platform.machine() == "arm64":
-        found.append("Apple Silicon (Metal)")
-    return found
-
-
-def _nvidia() -> list[str]:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        names = [
-            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())
-        ]
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-    except pynvml.NVMLError as error:
-        return [f"NVIDIA GPU ({error})"]
-    finally:
-        pynvml.nvmlShutdown()
+def gpu(gpus: Sequence[Gpu]) -> list[Check]:
+    """What is seen. None is no fault: the CPU serves. One that is only said to be there is worth knowing."""
+    if not gpus:
+        return [Check(name="GPU", state="ok", found="none seen: models run on the CPU")]
+    found = ", ".join(f"{g.name} ({g.memory_total_bytes / 1024**3:.0f} GiB)" if g.is_usable else g.name for g in gpus)
+    if all(g.is_usable for g in gpus):
+        return [Check(name="GPU", state="ok", found=found)]
+    fix = "install the driver, or unset LLM_GPU_AVAILABLE"
+    return [Check(name="GPU", state="warn", found=f"{found}: not usable, models run on the CPU", fix=fix)]
 
 
 def _existing(path: Path) -> Path:

@@ -39,9 +39,8 @@ class Logs:
     """The logging of the process, from `start` until `close`."""
 
     def __init__(self, redact: Redactor, handlers: list[logging.Handler], queue_length_max: int) -> None:
-        self.redact = redact
         self._records: queue.Queue[logging.LogRecord] = queue.Queue(queue_length_max)
-        self._entry = _Entry(self._records)
+        self._entry = _Entry(self._records, redact)
         self._listener = logging.handlers.QueueListener(self._records, *handlers, respect_handler_level=True)
         self._handlers = handlers
 
@@ -79,6 +78,13 @@ class Logs:
         self._listener.stop()
         for handler in self._handlers:
             handler.close()
+
+
+def hide(secret: str) -> None:
+    """Keeps a secret made after the start, such as the control token, out of all lines from now on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Entry):
+            handler.redact.add(secret)
 
 
 class Redactor:
@@ -222,8 +228,9 @@ def expired(files: Iterable[Path], *, today: datetime.date, retention_days: int)
 class _Entry(logging.handlers.QueueHandler):
     """Puts records into the queue as they are; the formatters run in the writer thread."""
 
-    def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
+    def __init__(self, records: queue.Queue[logging.LogRecord], redact: Redactor) -> None:
         super().__init__(records)
+        self.redact = redact
         self.dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:

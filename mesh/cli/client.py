@@ -54,7 +54,7 @@ class Peer:
     def models(self) -> list[dict[str, Any]]:
         """The models that the peer knows."""
         answer = self.get("/api/models")
-        models = answer.get("models") if isinstance(answer, dict) else None
+        models = answer.get("models") if isinstance(answer, dict) else answer
         if not isinstance(models, list):
             raise _strange(self.control.url)
         return models
