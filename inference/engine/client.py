@@ -136,15 +136,18 @@ class EngineClient:
         log.info("worker ready", extra={"pid": client.pid, "load_s": client.info.load_s})
         return client
 
-    async def generate(self, request: Generation) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self, request: Generation, *, on_finish: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         """The chunks of one answer: `started` first, the last with `finish_reason`.
 
+        `on_finish` is called when the worker has made the last chunk, which a slow reader may read much later.
         Closing the iterator, or cancelling who reads it, tells the worker at once. Raises WorkerDied after
         everything that had arrived, or the error the worker answered with.
         """
         self._assert_alive()
         rid = next(self._rids)
-        mailbox = self._mailboxes[rid] = _Mailbox(self._loop)
+        mailbox = self._mailboxes[rid] = _Mailbox(self._loop, on_finish)
         try:
             self._child.write(encode(["generate", rid, generation_out(request)]))
             await self._child.drained()
@@ -225,9 +228,10 @@ class EngineClient:
                     mailbox = mailboxes.get(rid)
                     if mailbox is None:
                         continue  # cancelled meanwhile
+                    mailbox.put(row)
                     if finish is not None:
                         del mailboxes[rid]
-                    mailbox.put(row)
+                        mailbox.finished()
             case "started":
                 _, rid, prompt_tokens, cached_tokens = frame
                 if (mailbox := self._mailboxes.get(rid)) is not None:
@@ -285,10 +289,11 @@ class EngineClient:
 class _Mailbox:
     """What has arrived for one request and was not read yet."""
 
-    __slots__ = ("_error", "_loop", "_rows", "_started", "_waiter")
+    __slots__ = ("_error", "_loop", "_on_finish", "_rows", "_started", "_waiter")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_finish: Callable[[], None] | None) -> None:
         self._loop = loop
+        self._on_finish = on_finish
         self._rows: list[list[Any]] = []
         self._started: Started | None = None
         self._error: InferenceError | None = None
@@ -301,6 +306,10 @@ class _Mailbox:
     def put_started(self, started: Started) -> None:
         self._started = started
         self._wake()
+
+    def finished(self) -> None:
+        if self._on_finish is not None:
+            self._on_finish()
 
     def fail(self, error: InferenceError) -> None:
         self._error = error
