@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -147,7 +148,11 @@ class Surface:
         if data is not None:
             names.setdefault("content-type", "application/json")
         async with self.session.request(
-            method, self.url + path, data=data, headers=names, allow_redirects=False
+            method,
+            self.url + path,
+            data=None if data is None else io.BytesIO(data),
+            headers=names,
+            allow_redirects=False,
         ) as answer:
             text = await answer.text()
             found = {name.lower(): value for name, value in answer.headers.items()}
@@ -162,6 +167,13 @@ class Surface:
                 return await reader.read()
         finally:
             writer.close()
+
+    async def raw_or_reset(self, data: bytes) -> bytes:
+        """Like `raw`, with nothing for a connection that is reset."""
+        try:
+            return await self.raw(data)
+        except ConnectionError:
+            return b""
 
     async def events(self, path: str, body: dict[str, Any], **headers: str) -> list[str]:
         """The blocks of an event stream, comments included."""
