@@ -147,8 +147,9 @@ def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
     memory: list[tuple[int, int]] = []  # (limit, used)
     cpus: list[float] = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
             for folder in _upwards(root, path):
                 memory += _memory_v2(folder)
                 cpus += _cpus_v2(folder)

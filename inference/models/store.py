@@ -96,16 +96,10 @@ class Store:
 
         Raises `ModelNotFound`, `StoreUnavailable`, and `NotOurFile` for a file that the user placed in the folder.
         """
+        self._removable(model_id, self._index.entries())
         try:
             with self._index.changing() as entries:
-                entry = entries.get(model_id)
-                if entry is None:
-                    raise names.absent(model_id, [self._stored(e) for e in entries.values()])
-                if entry.origin != "import":
-                    raise NotOurFile(
-                        f"`{model_id}` is {self.folder / entry.file}, a file that you placed in the models folder; "
-                        "delete it there and it is gone here."
-                    )
+                entry = self._removable(model_id, entries)
                 del entries[model_id]
                 if all(other.file != entry.file for other in entries.values()):
                     # The file first: after a crash in between, the next scan drops the entry. The other way round it
@@ -168,6 +162,17 @@ class Store:
             aliases=entry.aliases,
             counts=does_count(entry.header, entry.size_bytes),
         )
+
+    def _removable(self, model_id: str, entries: Mapping[str, Entry]) -> Entry:
+        entry = entries.get(model_id)
+        if entry is None:
+            raise names.absent(model_id, [self._stored(e) for e in entries.values()])
+        if entry.origin != "import":
+            raise NotOurFile(
+                f"`{model_id}` is {self.folder / entry.file}, a file that you placed in the models folder; "
+                "delete it there and it is gone here."
+            )
+        return entry
 
     # Importing
 
