@@ -62,7 +62,8 @@ def size(low: int = 0, *, zero: str = "") -> Kind:
             raise ValueError
         unit = (match[2] or "B").upper()
         base = 1024 if unit.endswith("IB") else 1000
-        number = int(float(match[1]) * base ** _SIZE_POWER[unit.removesuffix("IB").removesuffix("B")])
+        scale = base ** _SIZE_POWER[unit.removesuffix("IB").removesuffix("B")]
+        number = int(float(match[1]) * scale) if "." in match[1] else int(match[1]) * scale
         if not low <= number <= 2**60:
             raise ValueError
         return number

@@ -8,6 +8,7 @@ does not fit is dropped and counted.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import json
@@ -29,6 +30,8 @@ from mesh.secret import Secret
 QUEUE_LENGTH_MAX = 10_000
 """A burst of a second or two; at a few hundred bytes a record some megabytes."""
 
+CLOSE_S = 5.0
+
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m"}
 _KEY_SHAPES = re.compile(r"\b(?:sk|hf|agt)[-_][A-Za-z0-9_-]{16,}|(?<=Bearer )[^\s\"']+", re.ASCII)
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -39,10 +42,10 @@ class Logs:
     """The logging of the process, from `start` until `close`."""
 
     def __init__(self, redact: Redactor, handlers: list[logging.Handler], queue_length_max: int) -> None:
-        self._records: queue.Queue[logging.LogRecord] = queue.Queue(queue_length_max)
+        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(queue_length_max)
         self._entry = _Entry(self._records, redact)
-        self._listener = logging.handlers.QueueListener(self._records, *handlers, respect_handler_level=True)
         self._handlers = handlers
+        self._writer = threading.Thread(target=self._write, name="logs", daemon=True)
 
     @classmethod
     def start(cls, config: Config, *, stream: TextIO | None = None, queue_length_max: int = QUEUE_LENGTH_MAX) -> Logs:
@@ -61,7 +64,7 @@ class Logs:
         for chatty in ("asyncio", "aiohttp.access"):
             logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))
         logging.captureWarnings(True)
-        logs._listener.start()
+        logs._writer.start()
         return logs
 
     @property
@@ -70,14 +73,23 @@ class Logs:
         return self._entry.dropped
 
     def close(self) -> None:
-        """Writes what is queued and lets go of the root logger."""
+        """Writes what is queued, unless that takes longer than CLOSE_S, and lets go of the root logger."""
         logging.captureWarnings(False)
         root = logging.getLogger()
         if self._entry in root.handlers:
             root.removeHandler(self._entry)
-        self._listener.stop()
-        for handler in self._handlers:
-            handler.close()
+        with contextlib.suppress(queue.Full):
+            self._records.put(None, timeout=CLOSE_S)
+        self._writer.join(CLOSE_S)
+        if not self._writer.is_alive():  # a writer that hangs holds a handler's lock
+            for handler in self._handlers:
+                handler.close()
+
+    def _write(self) -> None:
+        while (record := self._records.get()) is not None:
+            for handler in self._handlers:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
 
 
 def hide(secret: str) -> None:
@@ -194,6 +206,8 @@ class DailyFile(logging.Handler):
             if not self._is_failing:
                 print(f"log files in {self._folder} cannot be written: {error.strerror}", file=sys.stderr)
             self._is_failing = True
+        except Exception:  # noqa: BLE001 - the border of a handler: a field that cannot be shown costs its line
+            self.handleError(record)
 
     def close(self) -> None:
         self._shut()
@@ -228,7 +242,7 @@ def expired(files: Iterable[Path], *, today: datetime.date, retention_days: int)
 class _Entry(logging.handlers.QueueHandler):
     """Puts records into the queue as they are; the formatters run in the writer thread."""
 
-    def __init__(self, records: queue.Queue[logging.LogRecord], redact: Redactor) -> None:
+    def __init__(self, records: queue.Queue[logging.LogRecord | None], redact: Redactor) -> None:
         super().__init__(records)
         self.redact = redact
         self.dropped = 0

@@ -647,7 +647,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_GPU_AVAILABLE",
             kind=kinds.SWITCH,
             default_note="detected",
-            is_later=True,
             help="What to say of the GPU when detection fails.",
         ),
         Setting(
@@ -655,7 +654,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_GPU_MODEL",
             kind=kinds.NAME,
             default_note="detected",
-            is_later=True,
             help="Its name, likewise.",
         ),
         Setting(
@@ -663,7 +661,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_GPU_COUNT",
             kind=kinds.integer(0, 64),
             default_note="detected",
-            is_later=True,
             help="How many there are, likewise.",
         ),
     ),
