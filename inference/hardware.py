@@ -80,7 +80,7 @@ def detect(claim: GpuClaim = NO_CLAIM) -> Hardware:
         ram_available_bytes=memory.available,
         cores_physical=psutil.cpu_count(logical=False) or logical,
         cores_logical=logical,
-        gpus=_nvidia_gpus() or claimed_gpus(claim),
+        gpus=nvidia_gpus(_nvml()) or claimed_gpus(claim),
     )
 
 
@@ -226,29 +226,38 @@ def _allowed_cpus() -> int | None:
     return len(affinity(0)) if affinity is not None else None
 
 
-def _nvidia_gpus() -> tuple[Gpu, ...]:
-    """The GPUs NVML knows; none without NVIDIA's driver."""
-    import pynvml  # here: 60 ms that most machines need not spend before they listen
+def _nvml() -> Any:
+    import pynvml  # here: a tenth of a second that need not pass before a peer listens
 
+    return pynvml
+
+
+def nvidia_gpus(nvml: Any) -> tuple[Gpu, ...]:
+    """The GPUs that `nvml` (the module pynvml) knows; none without NVIDIA's driver. One that fails is left out."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        log.debug("NVML not available: %s", error)
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        log.debug("NVML is not available: %s", error)
         return ()
     try:
-        return tuple(_nvidia_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
-    except pynvml.NVMLError as error:
-        log.warning("NVIDIA GPUs cannot be read and are not used: %s", error)
+        found = [_nvidia_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError as error:
+        log.warning("NVIDIA GPUs cannot be counted and are not used: %s", error)
         return ()
     finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+    return tuple(gpu for gpu in found if gpu is not None)
 
 
-def _nvidia_gpu(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    name = nvml.nvmlDeviceGetName(handle)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+def _nvidia_gpu(nvml: Any, index: int) -> Gpu | None:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        name = nvml.nvmlDeviceGetName(handle)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError as error:
+        log.warning("NVIDIA GPU %d cannot be read and is not used: %s", index, error)
+        return None
     return Gpu(
         name=name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name),
         memory_total_bytes=int(memory.total),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from inference.hardware import (
     default_threads,
     detect,
     memory_budget_bytes,
+    nvidia_gpus,
     within,
 )
 
@@ -158,3 +160,50 @@ def test_gpus_that_detection_missed_are_what_the_user_says_and_not_usable() -> N
 @pytest.mark.parametrize(("cores", "threads"), [(0, 1), (1, 1), (2, 2), (3, 2), (8, 7), (64, 63)])
 def test_threads_leave_a_core_free_where_there_are_three(cores: int, threads: int) -> None:
     assert default_threads(cores) == threads
+
+
+class FakeNvml:
+    """NVML with as many GPUs as it is given; a string in the place of one is the error it answers with."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *gpus: tuple[str | bytes, int, int] | str, has_driver: bool = True) -> None:
+        self.gpus, self.has_driver, self.is_open = gpus, has_driver, False
+
+    def nvmlInit(self) -> None:
+        if not self.has_driver:
+            raise self.NVMLError("Driver Not Loaded")
+        self.is_open = True
+
+    def nvmlShutdown(self) -> None:
+        self.is_open = False
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> tuple[str | bytes, int, int]:
+        gpu = self.gpus[index]
+        if isinstance(gpu, str):
+            raise self.NVMLError(gpu)
+        return gpu
+
+    def nvmlDeviceGetName(self, handle: tuple[str | bytes, int, int]) -> str | bytes:
+        return handle[0]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: tuple[str | bytes, int, int]) -> SimpleNamespace:
+        return SimpleNamespace(total=handle[1], free=handle[2])
+
+
+def test_nvidia_gpus_are_what_nvml_says_without_those_that_fail() -> None:
+    """F132: NVIDIA GPUs by NVML."""
+    nvml = FakeNvml(("RTX 4090", 24, 20), "GPU is lost", (b"Tesla P40", 22, 21))
+    assert [(gpu.name, gpu.memory_total_bytes, gpu.memory_free_bytes, gpu.is_usable) for gpu in nvidia_gpus(nvml)] == [
+        ("RTX 4090", 24, 20, True),
+        ("Tesla P40", 22, 21, True),
+    ]
+    assert not nvml.is_open
+
+
+def test_without_a_driver_there_are_no_nvidia_gpus() -> None:
+    assert nvidia_gpus(FakeNvml(("RTX 4090", 24, 20), has_driver=False)) == ()
