@@ -6,6 +6,7 @@ without the engine, which takes minutes to build and is built by whoever runs th
 
 from __future__ import annotations
 
+import ast
 import http.server
 import json
 import os
@@ -28,6 +29,7 @@ import yaml
 from tests.fixtures.tree import ROOT, read, tracked
 
 PACKAGES = {"mesh", "inference", "gossip", "web"}
+PROJECT = tomllib.loads(read("pyproject.toml"))
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -80,10 +82,30 @@ def test_the_wheel_names_both_commands_its_licence_and_its_pythons(wheel: Path) 
 
 
 def test_the_engine_is_pinned_and_built_with_rpc() -> None:
-    project = tomllib.loads(read("pyproject.toml"))
-    (engine,) = project["project"]["optional-dependencies"]["llama"]
+    (engine,) = PROJECT["project"]["optional-dependencies"]["llama"]
     assert re.fullmatch(r"llama-cpp-python==\d+\.\d+\.\d+", engine)
-    assert project["tool"]["uv"]["config-settings-package"]["llama-cpp-python"] == {"cmake.define.GGML_RPC": "ON"}
+    assert PROJECT["tool"]["uv"]["config-settings-package"]["llama-cpp-python"] == {"cmake.define.GGML_RPC": "ON"}
+
+
+def third_party(shipped: list[str]) -> set[str]:
+    """Top-level modules that `shipped` import and that are neither ours nor Python's."""
+    names: set[str] = set()
+    for path in shipped:
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add((node.module or "").partition(".")[0])
+    return names - PACKAGES - set(sys.stdlib_module_names)
+
+
+def test_every_dependency_is_imported_explained_and_nothing_else_is_needed() -> None:
+    declared = {re.split(r"[><=\[]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    shipped = [n for n in tracked() if n.split("/")[0] in PACKAGES and n.endswith(".py") and "/make/" not in n]
+    names = {"pynvml": "nvidia-ml-py", "prometheus_client": "prometheus-client"}
+    assert {names.get(module, module) for module in third_party(shipped)} - {"llama_cpp"} == declared
+    page = read("docs/decisions/0001-dependencies.md")
+    assert {name for name in declared if f"| {name}" not in page} == set()
 
 
 def test_git_ignores_the_lock_file_because_it_names_the_index() -> None:
