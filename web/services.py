@@ -74,7 +74,7 @@ class StateFacet:
     version: str
     ready: Callable[[], bool]
     status: Callable[[], dict[str, Any]]
-    ps: Callable[[], list[dict[str, Any]]]
+    ps: Callable[[], dict[str, Any]]
     metrics: Callable[[], bytes]
     observe: Callable[[str, str, int, float], None]  # route, method, status, seconds
 

@@ -1,0 +1,67 @@
+"""The names and addresses of this machine: what the listener binds, and what a Host header may say."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from contextlib import closing
+
+import psutil
+
+MESH_NAME = "llm-router.local"
+"""The name that outlives machines: the coordinator will publish it by mDNS."""
+
+Address = tuple[str, int]
+
+
+def own_addresses() -> list[str]:
+    """The addresses of this machine's interfaces, without zone."""
+    found = []
+    for entries in psutil.net_if_addrs().values():
+        for entry in entries:
+            if entry.family in (socket.AF_INET, socket.AF_INET6):
+                found.append(entry.address.split("%")[0])
+    return found
+
+
+def allowed_hosts(configured: Iterable[str], addresses: Iterable[str]) -> frozenset[str]:
+    """What Host may name: this machine under any of its names, and what the user added. Lower case, no port."""
+    name = socket.gethostname().lower()
+    short = name.split(".")[0]
+    own = {"localhost", "127.0.0.1", "::1", name, short, f"{short}.local", MESH_NAME}
+    return frozenset({*own, *(a.lower() for a in addresses), *(h.strip().lower() for h in configured if h.strip())})
+
+
+def bound(*, host: str, port: int, is_open: bool, also: Address | None) -> list[Address]:
+    """The addresses to listen on. Not open to the LAN: loopback only, whatever `host` says.
+
+    IPv6 loopback is bound beside IPv4's, because `localhost` means it to many programs. `also` is LLM_NODE_PORT's.
+    """
+    local = "127.0.0.1"
+    out = [(host if is_open or is_loopback(host) else local, port)]
+    if also is not None:
+        out.append((also[0] if is_open or is_loopback(also[0]) else local, also[1]))
+    if port and out[0][0] in (local, "0.0.0.0") and has_ipv6_loopback():  # noqa: S104 - compared, not bound
+        out.append(("::1", port))
+    return out
+
+
+def is_loopback(host: str) -> bool:
+    """True for 127.0.0.0/8, ::1 and localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def has_ipv6_loopback() -> bool:
+    """Can ::1 be bound here?"""
+    if not socket.has_ipv6:
+        return False
+    try:
+        with closing(socket.socket(socket.AF_INET6)) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
