@@ -62,6 +62,8 @@ async def _read(request: web.BaseRequest, limits: Limits) -> bytes:
                 data += piece
                 if len(data) > limits.body_bytes:
                     raise _too_large(limits.body_bytes)
+    except web.RequestPayloadError:
+        raise HttpRefusal(400, "The body is not framed as its headers say.", must_close=True) from None
     except TimeoutError:
         raise HttpRefusal(
             408, f"The body did not arrive within {limits.body_s:g} s.", code="body_timeout", must_close=True

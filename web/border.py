@@ -19,7 +19,7 @@ from web import guards
 from web.errors import HttpRefusal, error_response
 from web.guards import Admission, Policy
 from web.inflight import InFlight
-from web.services import Access, Caller, Services
+from web.services import Caller, Services
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("web.access")
@@ -79,6 +79,8 @@ class Border:
 
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         access = self._services.access
+        if request.version < (1, 0):
+            raise HttpRefusal(400, "This port speaks HTTP/1.1.", must_close=True)
         _check_header_size(request, self._services.limits.header_bytes)
         facts = facts_of(request)
         guards.check_host(facts, access)
@@ -132,6 +134,7 @@ def request_id(offered: str | None) -> str:
 async def stamp(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Headers that every answer carries; runs just before they are sent."""
     response.headers["x-request-id"] = request.get(REQUEST_ID) or request_id(request.headers.get("x-request-id"))
+    response.headers["Server"] = "llm-router"
     response.headers["X-Content-Type-Options"] = "nosniff"
     origin = request.get(_CORS_ORIGIN)
     if origin is not None:
@@ -201,6 +204,3 @@ def _routing_error(answer: web.HTTPException, request: web.Request) -> HttpRefus
             code="unknown_url",
         )
     return HttpRefusal(answer.status, answer.reason)
-
-
-__all__ = ["CALLER", "REQUEST_ID", "Access", "Border", "Handler", "facts_of", "request_id", "stamp"]

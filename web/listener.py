@@ -31,6 +31,7 @@ class Listener:
         self._addresses = tuple(addresses)
         self._in_flight = InFlight()
         self._servers: list[asyncio.Server] = []
+        self._ports: list[int] = []
         self._connections: set[Connection] = set()
         app = make_app(services, self._in_flight)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CLEANUP_S, access_log=None)
@@ -43,7 +44,7 @@ class Listener:
     @property
     def ports(self) -> tuple[int, ...]:
         """The port of each address, in the order given."""
-        return tuple(int(server.sockets[0].getsockname()[1]) for server in self._servers)
+        return tuple(self._ports)
 
     @property
     def active_requests(self) -> int:
@@ -61,6 +62,7 @@ class Listener:
             for host, port in self._addresses:
                 server = await loop.create_server(self._connection, host, port, backlog=BACKLOG)
                 self._servers.append(server)
+                self._ports.append(int(server.sockets[0].getsockname()[1]))
         except BaseException:
             await self.close(0)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from inference.chat import Chunk, ChatPrompt, EmbeddingRequest, Embeddings, Generation, Started
+from inference.chat import ChatPrompt, Chunk, EmbeddingRequest, Embeddings, Generation, Started
 from inference.errors import InferenceError, ModelNotFound, ModelUnavailable
 from web.listener import Listener
 from web.services import Access, Caller, ChatFacet, Limits, ModelsFacet, ModelView, Services, StateFacet
@@ -113,7 +114,7 @@ def services_of(script: Script, access: Access, limits: Limits) -> Services:
             version="0.1.0",
             ready=lambda: True,
             status=lambda: {"name": "attic"},
-            ps=lambda: [],
+            ps=dict,
             metrics=lambda: b"up 1\n",
             observe=lambda *row: script.observed.append(row),
         ),
@@ -130,6 +131,7 @@ class Surface:
     listener: Listener
     script: Script
     session: aiohttp.ClientSession
+    writers: list[asyncio.StreamWriter] = dataclasses.field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -156,17 +158,23 @@ class Surface:
         ) as answer:
             text = await answer.text()
             found = {name.lower(): value for name, value in answer.headers.items()}
-            return answer.status, json.loads(text) if answer.content_type == "application/json" else text, found
+            is_json = answer.content_type == "application/json" and text
+            return answer.status, json.loads(text) if is_json else text, found
 
     async def raw(self, data: bytes, *, timeout_s: float = 10.0) -> bytes:
         """Everything the peer answers to `data` until it closes the connection."""
+        reader, writer = await self.connect()
+        writer.write(data)
+        async with asyncio.timeout(timeout_s):
+            answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A raw connection; the fixture closes it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.listener.port)
-        try:
-            writer.write(data)
-            async with asyncio.timeout(timeout_s):
-                return await reader.read()
-        finally:
-            writer.close()
+        self.writers.append(writer)
+        return reader, writer
 
     async def raw_or_reset(self, data: bytes) -> bytes:
         """Like `raw`, with nothing for a connection that is reset."""
@@ -210,6 +218,10 @@ async def start() -> AsyncIterator[StartSurface]:
     yield _start
     for surface in surfaces:
         await surface.session.close()
+        for writer in surface.writers:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
         await surface.listener.close(0)
 
 

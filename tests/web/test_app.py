@@ -10,7 +10,6 @@ import pytest
 from aiohttp import web
 
 from web.app import Route, make_app, route_table
-from web.guards import Policy
 from web.inflight import InFlight
 from web.services import Access
 
@@ -78,7 +77,7 @@ async def test_a_bad_control_request_is_an_error_in_text(
         ("/ready", {"status": "ready"}),
         ("/.well-known/llm-router", {"version": "0.1.0", "mesh": None, "peer_port": None}),
         ("/api/status", {"name": "attic"}),
-        ("/api/ps", []),
+        ("/api/ps", {}),
         ("/metrics", "up 1\n"),
     ],
 )
@@ -158,7 +157,7 @@ async def test_models_never_touch_the_engine(surface: Any) -> None:
 async def test_closing_lets_a_running_answer_end(surface: Any) -> None:
     surface.script.before_piece.clear()
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-    reader, writer = await asyncio.open_connection("127.0.0.1", surface.listener.port)
+    reader, writer = await surface.connect()
     await _post(writer, chat)
     await reader.readuntil(b'"role":"assistant"')
     closing = asyncio.create_task(surface.listener.close(30))
@@ -167,15 +166,14 @@ async def test_closing_lets_a_running_answer_end(surface: Any) -> None:
     assert (await reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     await closing
     with pytest.raises(OSError):
-        await asyncio.open_connection("127.0.0.1", surface.listener.port)
-    writer.close()
+        await surface.connect()
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_closing_tells_an_answer_that_takes_too_long(surface: Any, stream: bool) -> None:
     surface.script.before_piece.clear()
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
-    reader, writer = await asyncio.open_connection("127.0.0.1", surface.listener.port)
+    reader, writer = await surface.connect()
     await _post(writer, chat)
     await surface.script.started.wait()
     if stream:
@@ -186,7 +184,6 @@ async def test_closing_tells_an_answer_that_takes_too_long(surface: Any, stream:
     assert b"[DONE]" not in answer
     assert surface.script.closed.is_set()
     assert answer.startswith(b"HTTP/1.1 503 ") is not stream
-    writer.close()
 
 
 async def _post(writer: asyncio.StreamWriter, chat: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ async def test_an_answer_that_just_stops_is_an_error(surface: Any) -> None:
 async def test_a_client_that_leaves_frees_its_slot(surface: Any, stream: bool, point: str) -> None:
     getattr(surface.script, point).clear()
     body = json.dumps({**CHAT, "stream": stream}).encode()
-    _, writer = await asyncio.open_connection("127.0.0.1", surface.listener.port)
+    _, writer = await surface.connect()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     async with asyncio.timeout(10):
