@@ -89,7 +89,7 @@ class Pool:
         self._observe = observe
         self._residents: dict[str, _Resident] = {}
         self._quarantine = Quarantine()
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], float] = {}  # since when each waits
         self._is_closing = False
         self._tasks = asyncio.TaskGroup()
         self._idle_task: asyncio.Task[None] | None = None
@@ -237,7 +237,7 @@ class Pool:
         if resident is not None:
             resident.wanted += 1
         try:
-            await self._change(until)
+            await self._change(until, since=since)
         finally:
             if resident is not None:
                 resident.wanted -= 1
@@ -364,14 +364,15 @@ class Pool:
         return asyncio.get_running_loop().time()
 
     def _notify(self) -> None:
-        for waiter in self._waiters:
+        """Whoever waits longest looks first: room that was made for it is not taken by a newcomer."""
+        for waiter in sorted(self._waiters, key=self._waiters.__getitem__):
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _change(self, until: float) -> bool:
+    async def _change(self, until: float, *, since: float | None = None) -> bool:
         """Waits for any change of any resident; False if there was none until then."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = self._now() if since is None else since
         try:
             async with asyncio.timeout_at(None if until == math.inf else until):
                 await waiter
@@ -379,7 +380,7 @@ class Pool:
         except TimeoutError:
             return False
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inference.chat import Chunk, EmbeddingRequest, Generation, Sampling, TextPrompt
+from inference.chat import ChatPrompt, Chunk, EmbeddingRequest, Generation, Message, Sampling, TextPrompt
 from inference.engine.client import EngineClient
 from inference.engine.spec import EngineSpec
 from inference.errors import (
@@ -131,6 +132,42 @@ async def test_crash_in_the_middle_of_eight_streams_changes_no_text(how: str, tm
         assert value(house.metrics, "llm_router_tokens_total", type="completion") == 8 * 60
 
 
+@pytest.mark.engine
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+async def test_real_engine_killed_in_the_middle_of_eight_streams_changes_no_text(
+    how: signal.Signals, scripted_gguf: Path
+) -> None:
+    engines: list[EngineClient] = []
+
+    async def start(model: StoredModel, on_progress: Callable[[float], None]) -> EngineClient:
+        spec = EngineSpec(path=str(scripted_gguf), slots=8, context=8192, threads=1)
+        engines.append(await EngineClient.start(spec, timeout_s=60, on_progress=on_progress))
+        return engines[-1]
+
+    async with Pool(start=start, bytes_needed=lambda m: 1, limits=PoolLimits()) as pool:
+        dispatcher = Dispatcher(pool=pool, resolve=MODELS.__getitem__, metrics=Metrics())
+
+        async def text(n: int, kill_after: int = 0) -> tuple[str, list[int]]:
+            made = ""
+            tokens: list[int] = []
+            prompt = ChatPrompt(messages=(Message(role="user", content=f"Hello {n}"),))
+            changes = {"prompt": prompt, "max_tokens": 200, "ignore_eos": True}
+            async with asyncio.timeout(100):
+                async for chunk in dispatcher.generate(request(f"{n}", **changes), ME):
+                    made += chunk.text
+                    tokens += chunk.tokens
+                    if kill_after and len(tokens) >= kill_after and len(engines) == 1:
+                        kill_after = 0
+                        os.kill(engines[0].pid, how)
+            return made, tokens
+
+        undisturbed = await asyncio.gather(*(text(n) for n in range(8)))
+        assert [len(tokens) for _, tokens in undisturbed] == [200] * 8
+        assert await asyncio.gather(*(text(n, kill_after=10) for n in range(8))) == undisturbed
+        assert len(engines) == 2
+
+
 async def test_crash_while_text_is_held_back_for_a_stop_string_changes_no_text(tmp_path: Path) -> None:
     stop = (answer("x", 30)[-12:-3],)
     async with peer("--tokens 30") as house:
@@ -208,7 +245,7 @@ async def test_leaving_frees_the_slot_in_the_worker_and_here() -> None:
 
 
 async def test_engine_never_has_more_requests_than_slots() -> None:
-    async with peer("--rate 300 --tokens 20 --stats-every 0", slots=2) as house:
+    async with peer("--rate 300 --tokens 20 --slots 2") as house:  # fewer than was assumed before the load
         await house.ask("warm")
         most = 0
 
@@ -271,6 +308,15 @@ async def test_deadline_shorter_than_the_queue_is_told_at_once() -> None:
         await until(lambda: bool(house.dispatcher.active()))
         with pytest.raises(DeadlineExceeded, match="requests waiting"):
             await house.ask("b", replace(ME, deadline_s=0.1))
+        await running
+
+
+async def test_time_of_a_load_is_not_taken_for_the_time_of_a_request() -> None:
+    async with peer("--slow-load 1.5 --rate 20 --tokens 4", slots=1) as house:
+        await house.ask("loads")
+        running = asyncio.create_task(house.ask("a"))
+        await until(lambda: bool(house.dispatcher.active()))
+        assert (await house.ask("b", replace(ME, deadline_s=1.4)))[-1].finish_reason == "stop"
         await running
 
 

@@ -174,6 +174,19 @@ async def test_model_that_is_always_busy_gives_way_to_one_that_waited_long_enoug
     assert house.started == ["a", "b", "a"]
 
 
+async def test_room_goes_to_whoever_waits_longest() -> None:
+    house = House(PoolLimits(wait_s=WAIT_S, patience_s=WAIT_S))
+    others = [stored_model(f"other{n}") for n in range(6)]
+    async with house.pool as pool:
+        waiting = []
+        async with pool.lease(A):
+            for n, model in enumerate(others, 1):
+                waiting.append(asyncio.create_task(use(pool, model)))
+                await until(lambda n=n: len(pool._waiters) == n + 1)  # type: ignore[misc]  # and the idle timer
+        await asyncio.gather(*waiting)
+    assert house.started == ["a", *(m.id for m in others)]
+
+
 async def test_idle_model_leaves_memory() -> None:
     """F47: unload a model idle this long."""
     house = House(PoolLimits(idle_s=0.1))
