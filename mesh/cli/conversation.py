@@ -34,10 +34,10 @@ def print_answer(peer: Peer, body: dict[str, Any]) -> tuple[str, bool]:
                     click.echo(make_safe(text), nl=False)
         except KeyboardInterrupt:
             was_stopped = True
-    answer = "".join(parts)
-    if not answer.endswith("\n"):
-        click.echo()
-    return answer, was_stopped
+        finally:
+            if parts and not parts[-1].endswith("\n"):
+                click.echo()
+    return "".join(parts), was_stopped
 
 
 def _text(event: dict[str, Any]) -> str:

@@ -41,7 +41,8 @@ class Program(LazyGroup):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         is_bare = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"))
-        return super().parse_args(ctx, ["up", *args] if is_bare else args)
+        is_run = not ctx.resilient_parsing  # a shell that completes asks about what was typed
+        return super().parse_args(ctx, ["up", *args] if is_bare and is_run else args)
 
     def main(
         self,

@@ -75,7 +75,8 @@ def show(peer: Peer, model_id: str, as_json: bool) -> None:
 @json_option
 @with_peer
 def import_file(peer: Peer, file: Path, name: str | None, as_json: bool) -> None:
-    path = file.expanduser().absolute()
+    path = file.expanduser()
+    path = path.parent.resolve() / path.name  # a link keeps its name: the model is called after it
     if not path.is_file():
         raise Failure(f"there is no file {path}", code=Exit.NOT_FOUND)
     click.echo(f"importing {path} ({size(path.stat().st_size)})", err=True)
