@@ -35,6 +35,8 @@ REQUEST_ID_MAX = 128
 DEADLINE_S_MAX = 86_400.0
 # What nginx calls a client that left; it is only ever logged and counted.
 STATUS_CLIENT_LEFT = 499
+# Asked every few seconds by machines; nobody wants to read about it.
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -73,7 +75,7 @@ class Border:
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 - the border: logged with its traceback, the caller gets a 500 and an id
-            _log.exception("request failed request_id=%s", request[REQUEST_ID])
+            _log.exception("request failed", extra={"request": request[REQUEST_ID]})
             message = f"Something went wrong inside this peer; its log says more (request id {request[REQUEST_ID]})."
             return error_response(InferenceError(message, code="internal_error"), request.path)
 
@@ -101,15 +103,15 @@ class Border:
         route = "unknown" if resource is None else resource.canonical
         method = request.method if request.method in _METHODS else "OTHER"
         self._services.state.observe(route, method, status, seconds)
-        _access_log.info(
-            "request answered method=%s route=%s status=%d seconds=%.3f ip=%s request_id=%s",
-            method,
-            route,
-            status,
-            seconds,
-            request.remote,
-            request.get(REQUEST_ID),
-        )
+        fields = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 3),
+            "ip": request.remote,
+            "request": request[REQUEST_ID],
+        }
+        _access_log.log(logging.DEBUG if route in _PROBES else logging.INFO, "request answered", extra=fields)
 
 
 def facts_of(request: web.BaseRequest) -> guards.Request:

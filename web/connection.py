@@ -60,7 +60,7 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         self._open.add(self)
         if len(self._open) > self._limits.connections:
-            _log.warning("connection refused, too many are open limit=%d", self._limits.connections)
+            _log.warning("connection refused, too many are open", extra={"limit": self._limits.connections})
             self._abort()
             return
         self._await_headers()
@@ -106,7 +106,7 @@ class Connection(RequestHandler):
             _log.error("request failed outside its handler", exc_info=exc)
             refusal = HttpRefusal(status, "Something went wrong inside this peer.", error_type="server_error")
         else:
-            _log.debug("not http ip=%s error=%s", request.remote, type(exc).__name__)
+            _log.debug("not http", extra={"ip": request.remote, "error": type(exc).__name__})
             refusal = HttpRefusal(status, _NOT_HTTP)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, an error cannot follow")
@@ -152,7 +152,7 @@ class Connection(RequestHandler):
 
     def _refuse(self, refusal: HttpRefusal) -> None:
         """Answers past aiohttp, which has no request to answer, and ends the connection."""
-        _log.debug("connection refused status=%d", refusal.status)
+        _log.debug("connection refused", extra={"status": refusal.status})
         if self.transport is not None:
             body = json.dumps(error_object(refusal)).encode()
             head = (

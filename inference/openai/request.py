@@ -67,12 +67,11 @@ _CHAT_UNSUPPORTED = ("audio", "functions", "prediction", "reasoning_effort", "ve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingress:
-    """What the peer that a request came in on adds to it; see `Generation`. `seed` is used when none is asked for."""
+    """What the peer that a request came in on adds to it; see `Generation`."""
 
     id: str
     now: float
     utc_offset_s: int
-    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +147,7 @@ def _call(
     kind: Literal["chat", "generate"],
     max_tokens: int | None,
 ) -> GenerationCall:
-    sampling = _sampling(fields, ingress)
+    sampling = _sampling(fields)
     stop = _stop(fields.raw("stop"))
     if fields.integer("n", 1, 128) not in (None, 1):
         raise unsupported("n", "send 1 or leave it out")
@@ -183,7 +182,7 @@ def _model(fields: Fields) -> str:
     return name
 
 
-def _sampling(fields: Fields, ingress: Ingress) -> Sampling:
+def _sampling(fields: Fields) -> Sampling:
     default = Sampling()
     temperature = fields.decimal("temperature", 0, 2)
     top_p = fields.decimal("top_p", 0, 1)
@@ -191,7 +190,6 @@ def _sampling(fields: Fields, ingress: Ingress) -> Sampling:
     min_p = fields.decimal("min_p", 0, 1)
     presence = fields.decimal("presence_penalty", -2, 2)
     frequency = fields.decimal("frequency_penalty", -2, 2)
-    seed = fields.integer("seed", -(2**63), 2**63 - 1)
     repeat_last_n = fields.integer("repeat_last_n", 0, 2**16)
     return Sampling(
         temperature=default.temperature if temperature is None else temperature,
@@ -202,7 +200,7 @@ def _sampling(fields: Fields, ingress: Ingress) -> Sampling:
         frequency_penalty=frequency or 0.0,
         repeat_penalty=_repeat_penalty(fields),
         repeat_last_n=default.repeat_last_n if repeat_last_n is None else repeat_last_n,
-        seed=ingress.seed if seed is None else seed,
+        seed=fields.integer("seed", -(2**63), 2**63 - 1),
         logit_bias=_logit_bias(fields.raw("logit_bias")),
     )
 
@@ -362,7 +360,7 @@ def _refuse_present(fields: Fields, names: tuple[str, ...]) -> None:
 def _finish(fields: Fields) -> None:
     _refuse_present(fields, ENGINE_PARAMETERS)
     if unread := fields.unread():
-        _log.debug("unknown fields ignored names=%s", [name[:40] for name in unread[:20]])
+        _log.debug("unknown fields ignored", extra={"fields": [name[:40] for name in unread[:20]]})
 
 
 def _prompt(fields: Fields) -> TextPrompt | TokenPrompt:

@@ -14,7 +14,7 @@ from inference.errors import InvalidRequest
 from inference.openai.answer import AnswerHead, EventWriter, comment, embeddings_json, error_event, whole
 from inference.openai.request import ENGINE_PARAMETERS, Ingress, chat_call, completion_call, embedding_call
 
-INGRESS = Ingress(id="r1", now=1_700_000_000.5, utc_offset_s=3600, seed=42)
+INGRESS = Ingress(id="r1", now=1_700_000_000.5, utc_offset_s=3600)
 USER = [{"role": "user", "content": "hi"}]
 PARAMETERS = (
     "messages", "prompt", "input", "model", "temperature", "top_p", "top_k", "min_p", "max_tokens",
@@ -40,7 +40,7 @@ ANYTHING = st.recursive(
 
 def test_a_plain_chat_gets_openais_defaults() -> None:
     call = chat_call({"model": "m", "messages": USER}, INGRESS)
-    assert call.generation.sampling == Sampling(seed=42)
+    assert call.generation.sampling == Sampling()
     assert (call.generation.id, call.generation.now, call.generation.utc_offset_s) == ("r1", 1_700_000_000.5, 3600)
     assert (call.generation.max_tokens, call.stream, call.include_usage) == (None, False, False)
 

@@ -276,14 +276,6 @@ async def test_token_ids_are_a_prompt(surface: Any) -> None:
     assert [made.prompt for made in surface.script.generations] == [TokenPrompt(tokens=(1, 2))] * 2
 
 
-async def test_a_seed_is_drawn_when_none_is_given(surface: Any) -> None:
-    await surface.ask("POST", "/v1/chat/completions", CHAT)
-    await surface.ask("POST", "/v1/chat/completions", CHAT)
-    first, second = (made.sampling.seed for made in surface.script.generations)
-    assert first is not None
-    assert first != second
-
-
 @pytest.mark.parametrize(("offered", "is_kept"), [("a b~1", True), ("x" * 128, True), ("x" * 129, False), ("ü", False)])
 async def test_a_sane_request_id_is_echoed(surface: Any, offered: str, is_kept: bool) -> None:
     _, _, headers = await surface.ask("GET", "/health", x_request_id=offered)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -224,12 +223,7 @@ def model_object(view: ModelView) -> dict[str, Any]:
 
 def _ingress(request: web.Request) -> Ingress:
     now = time.time()
-    return Ingress(
-        id=request[REQUEST_ID],
-        now=now,
-        utc_offset_s=time.localtime(now).tm_gmtoff,
-        seed=secrets.randbits(32),
-    )
+    return Ingress(id=request[REQUEST_ID], now=now, utc_offset_s=time.localtime(now).tm_gmtoff)
 
 
 def _refuse_clouds(name: str) -> None:
@@ -249,7 +243,7 @@ def _refuse_clouds(name: str) -> None:
 def _as_event(error: Exception, request_id: str) -> InferenceError:
     if isinstance(error, InferenceError):
         return error
-    _log.error("stream failed request_id=%s", request_id, exc_info=error)
+    _log.error("stream failed", extra={"request": request_id}, exc_info=error)
     return StreamInterrupted(f"Something went wrong inside this peer (request id {request_id}).")
 
 
