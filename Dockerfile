@@ -4,8 +4,7 @@
 #   docker build -t llm-router --build-arg CUDA=cuda . # NVIDIA; run with --gpus all
 #   docker run --network host -v llm-router:/data llm-router
 #
-# Host networking keeps "this machine" this machine: without it every request comes from Docker's bridge, which the
-# peer does not take for loopback (INSTALL.md, "Docker").
+# Host networking, because the peer listens on loopback only unless it is opened (INSTALL.md, "Docker").
 ARG CUDA=cpu
 
 FROM python:3.12-slim-bookworm AS build-cpu

@@ -16,7 +16,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import tomllib
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -224,6 +227,59 @@ def test_the_install_lines_of_the_image_give_both_commands_outside_the_tree(inst
         assert "0.1.0" in run(installed / "bin" / command, "version", cwd=tmp_path, env=env)
     where = run(installed / "bin" / "python", "-c", "import web; print(web.__file__)", cwd=tmp_path, env=env)
     assert Path(where.strip()).is_relative_to(installed)
+
+
+def asked(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """Status and JSON of an answer; status 0 when nobody listens."""
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=data), timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+    except OSError:
+        return 0, None
+
+
+def wait_until_ready(peer: subprocess.Popen[str], url: str) -> None:
+    deadline = time.monotonic() + 60
+    while asked(f"{url}/ready")[0] != 200:
+        assert peer.poll() is None, peer.communicate()
+        assert time.monotonic() < deadline, "not ready after 60 s"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.name == "nt", reason="the image is Linux, its install lines are sh")
+def test_without_the_engine_a_peer_starts_headless_says_so_and_serves_what_needs_none(
+    installed: Path, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    """F33, F125: headless, without a terminal: it asks nothing and prints the dashboard's URL."""
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    env |= {"LLM_ROUTER_DATA_DIR": str(tmp_path / "data"), "LLM_ROUTER_PORT": str(unused_tcp_port)}
+    with subprocess.Popen(
+        [installed / "bin" / "llm-router"],
+        cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as peer:  # fmt: skip
+        try:
+            wait_until_ready(peer, url)
+            assert asked(f"{url}/health")[0] == 200
+            assert asked(f"{url}/v1/models")[0] == 200
+            status, answer = asked(
+                f"{url}/v1/chat/completions", {"model": "hello", "messages": [{"role": "user", "content": "Hello"}]}
+            )
+            assert (status, answer["error"]["code"]) == (503, "model_unavailable")
+            assert "llama" in answer["error"]["message"]
+            peer.terminate()
+            printed, logged = peer.communicate(timeout=60)
+        finally:
+            peer.kill()
+    assert peer.returncode == 0, logged
+    assert f"{url}/dashboard" in printed
+    assert re.search(r"engine +none", printed)
 
 
 def test_the_health_check_passes_and_fails_with_the_peer(unused_tcp_port: int) -> None:
