@@ -81,6 +81,18 @@ def read(data_dir: Path) -> Control | None:
         return None
 
 
+def is_owned(data_dir: Path) -> bool:
+    """True while a peer has the folder: from before control.json is there until its process has ended."""
+    try:
+        with (data_dir / _LOCK).open("r+", encoding="ascii") as file:
+            _lock(file)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
     """Owns the data folder, made if it is not there, until the block or the process ends.

@@ -24,7 +24,7 @@ def down(loaded: Loaded, timeout: float) -> None:
     peer.post("/api/shutdown", {})
     click.echo("draining", err=True)
     deadline = time.monotonic() + timeout
-    while control.read(folder) == peer.control:
+    while control.read(folder) == peer.control or control.is_owned(folder):
         if time.monotonic() >= deadline:
             raise Failure(
                 f"the peer (process {peer.control.pid}) still runs after {timeout:g} s",

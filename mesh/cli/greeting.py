@@ -31,7 +31,7 @@ class Start:
 
 def greeting(start: Start) -> str:
     """Several lines, the URL and the next command among them."""
-    models = f"{_count(start.models, 'model')} in {start.models_dir}"
+    models = f"{start.models} in {start.models_dir}"
     rows = [
         ("engine", f"llama.cpp (llama-cpp-python {start.engine})" if start.engine else "none: no model can run here"),
         ("hardware", _hardware(start)),

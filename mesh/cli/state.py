@@ -19,12 +19,12 @@ def ps(peer: Peer, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    rows = answer.get("models", []) if isinstance(answer, dict) else answer
-    if not rows:
+    if not answer["models"]:
         click.echo("no model is in memory; the first request loads one", err=True)
-        return
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    print_table([_title(name) for name in names], [[_cell(name, row.get(name)) for name in names] for row in rows])
+    _print_rows(answer["models"])
+    if answer["models"] and answer["requests"]:
+        click.echo()
+    _print_rows(answer["requests"])
 
 
 @click.command(help="Show how the peer is.")
@@ -40,12 +40,15 @@ def status(peer: Peer, as_json: bool) -> None:
         click.echo(f"{_label(name):<{width}}  {_cell(name, value)}")
 
 
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table of objects; columns that say nothing in any row are left out."""
+    names = [name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)]
+    if names:
+        print_table([_label(name).upper() for name in names], [[_cell(n, row[n]) for n in names] for row in rows])
+
+
 def _label(name: str) -> str:
     return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
-
-
-def _title(name: str) -> str:
-    return _label(name).upper()
 
 
 def _cell(name: str, value: Any) -> str:

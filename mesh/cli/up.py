@@ -10,6 +10,7 @@ import click
 
 from mesh.config import load
 from mesh.control import locked
+from mesh.errors import StartError
 from mesh.logs import Logs
 from mesh.ownership import require_ours
 from mesh.settings import GROUPS, LATER, SETTINGS, Setting
@@ -53,8 +54,18 @@ def _up(**flags: Any) -> int:
             from mesh.node import run  # the whole peer: a flag mistyped is told without waiting for it
 
             return asyncio.run(run(loaded.config, announce=click.echo))
+        except BaseExceptionGroup as group:  # task groups wrap what they end with
+            reasons, others = group.split(StartError)
+            if reasons is None or others is not None:
+                raise
+            raise _first(reasons) from None
         finally:
             logs.close()
+
+
+def _first(group: BaseExceptionGroup[StartError]) -> StartError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 up = _Grouped(

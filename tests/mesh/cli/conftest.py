@@ -41,6 +41,8 @@ class FakePeer:
     token: str = "t0ken"
     models: list[dict[str, Any]] = field(default_factory=lambda: [dict(QWEN), dict(HELLO)])
     words: list[str] = field(default_factory=lambda: ["Hello", " there", "!"])
+    loaded: list[dict[str, Any]] = field(default_factory=lambda: [{"model": "hello", "memory_bytes": 2_400_000}])
+    requests: list[dict[str, Any]] = field(default_factory=list)
     refusal: tuple[int, object] | None = None
     ends_with: str = "data: [DONE]\n\n"
     hangs: bool = False
@@ -69,7 +71,7 @@ class FakePeer:
             case "GET", "/api/status":
                 return web.json_response({"name": "tower", "uptime_s": 90.0, "memory": {"total_bytes": 8 * 10**9}})
             case "GET", "/api/ps":
-                return web.json_response([{"model": "hello", "size_bytes": 2_400_000, "active": 1, "idle_s": 0.5}])
+                return web.json_response({"models": self.loaded, "requests": self.requests})
             case "POST", "/api/models/import":
                 return web.json_response(HELLO | {"id": "imported"}, status=201)
             case "POST", "/api/shutdown":

@@ -118,9 +118,20 @@ async def test_a_chat_whose_first_question_fails_ends_with_the_code_of_the_failu
 
 
 async def test_ps_and_status_show_units_as_people_read_them(peer: FakePeer, run: Run) -> None:
-    ps = (await run("ps")).stdout.splitlines()
-    assert ps[0].split() == ["MODEL", "SIZE", "ACTIVE", "IDLE"]
-    assert ps[1].split() == ["hello", "2.4", "MB", "1", "500", "ms"]
+    peer.loaded = [{"model": "hello", "memory_bytes": 2_400_000, "idle_s": 0.5, "pid": None}]
+    peer.requests = [{"id": "a1", "model": "hello", "waited_s": 90}]
+    ps = [line.split() for line in (await run("ps")).stdout.splitlines()]
+    assert ps == [
+        ["MODEL", "MEMORY", "IDLE"],
+        ["hello", "2.4", "MB", "500", "ms"],
+        [],
+        ["ID", "MODEL", "WAITED"],
+        ["a1", "hello", "90", "s"],
+    ]
+    peer.loaded = peer.requests = []
+    nothing = await run("ps")
+    assert nothing.stdout == "" and "no model is in memory" in nothing.stderr
+
     status = (await run("status")).stdout.splitlines()
     assert [line.split(maxsplit=1) for line in status] == [
         ["name", "tower"],
@@ -198,6 +209,13 @@ async def test_down_waits_until_the_peer_has_withdrawn(peer: FakePeer, run: Run,
     peer.on_shutdown = (tmp_path / "control.json").unlink
     result = await run("down")
     assert (result.exit_code, result.stderr) == (0, "draining\nstopped\n")
+
+
+async def test_down_waits_until_the_process_has_let_go_of_the_folder(peer: FakePeer, run: Run, tmp_path: Path) -> None:
+    peer.on_shutdown = (tmp_path / "control.json").unlink
+    with control.locked(tmp_path):
+        assert (await run("down", "--timeout", "0.2")).exit_code == Exit.FAILED
+    assert not control.is_owned(tmp_path)
 
 
 async def test_down_says_when_the_peer_still_runs(peer: FakePeer, run: Run) -> None:

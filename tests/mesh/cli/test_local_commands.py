@@ -135,7 +135,7 @@ def test_the_start_says_what_a_person_needs() -> None:
         "tower: llm-router 0.1.0",
         "llama-cpp-python 0.3.36",
         "RTX 4090",
-        "2 models in /m",
+        "models     2 in /m",
         "http://127.0.0.1:8080/dashboard",
         "export OPENAI_BASE_URL=http://127.0.0.1:8080/v1",
         'llm-router run hello "What are you?"',
