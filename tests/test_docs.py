@@ -204,6 +204,17 @@ def test_pages_name_only_files_of_the_tree(page: str) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+def test_the_tour_of_the_code_passes_every_module() -> None:
+    packages = ("mesh/", "web/", "inference/", "gossip/")
+    skipped = ("mesh/cli/", "inference/hello/", "__init__.py")
+    modules = [name for name in tracked() if name.startswith(packages) and name.endswith(".py")]
+    stems = {name.split("/")[-1][:-3] for name in modules if not any(part in name for part in skipped)}
+    named = {
+        word.split("/")[-1].removesuffix(".py") for word in re.findall(r"`([\w/.]+)`", read("docs/architecture.md"))
+    }
+    assert stems <= named, f"docs/architecture.md does not say where these are: {sorted(stems - named)}"
+
+
 def test_every_decision_has_its_number_and_is_reached_from_somewhere() -> None:
     pages = sorted(name for name in tracked() if name.startswith("docs/decisions/"))
     assert [int(name.split("/")[-1][:4]) for name in pages] == list(range(1, len(pages) + 1))
