@@ -334,3 +334,16 @@ def test_compose_has_host_networking_a_volume_and_memory_limits() -> None:
     container = compose_bytes(service["deploy"]["resources"]["limits"]["memory"])
     models = compose_bytes(service["environment"]["LLM_NODE_MAX_MEMORY_BYTES"])
     assert models < container, "a model that fills the container has it killed"
+
+
+# The workflow
+
+
+def test_the_workflow_tries_every_python_and_system_that_we_name() -> None:
+    jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
+    matrix = jobs["tests"]["strategy"]["matrix"]
+    named = [line.rpartition(" ")[2] for line in PROJECT["project"]["classifiers"] if "Python :: 3." in line]
+    assert matrix["python"] == named
+    assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    assert any(step.get("run") == ".ci/run" for step in jobs["all"]["steps"])
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111 or os.name == "nt"
