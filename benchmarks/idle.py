@@ -27,11 +27,11 @@ START_S = 30.0
 def started() -> tuple[float, int]:
     """(seconds from start to ready, resident bytes of the peer and its children) of one fresh peer."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from mesh.cli.entry import main; main()", "up", "--port", "0"]
+        command = [
+            sys.executable, "-c", "from mesh.cli.entry import main; main()", "up", "--port", "0", "--data-dir", folder,
+        ]  # fmt: skip
         began = time.perf_counter()
-        process = subprocess.Popen(
-            [*command, "--data-dir", folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             control = Path(folder) / "control.json"
             while not _is_ready(control):

@@ -1,12 +1,10 @@
 """How a stored model is loaded on this machine: context, slots, threads, and what that takes in memory.
 
-Pure but for the question whether the engine is installed. The formula of the memory is `inference.models.fit`;
-whom to evict for it is the pool's decision.
+Pure. The formula of the memory is `inference.models.fit`; whom to evict for it is the pool's decision.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 
 from inference.engine.spec import EngineSpec
@@ -22,14 +20,6 @@ ENGINE_MISSING = (
     "No model can run on this peer: the engine is not installed. Add it with "
     "`uv tool install 'llm-router-mesh[llama]'` (it is compiled: minutes, and a C++ compiler); see INSTALL.md."
 )
-
-
-def engine_version() -> str | None:
-    """The version of llama-cpp-python, None without the extra. Does not import it."""
-    try:
-        return importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

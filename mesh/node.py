@@ -16,7 +16,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from inference.engine.client import DEFAULT_WORKER, EngineClient
@@ -32,11 +31,12 @@ from mesh.config import Config
 from mesh.dispatch import Dispatcher
 from mesh.errors import StartError
 from mesh.hosts import allowed_hosts, bound, is_loopback, own_addresses
-from mesh.loading import SLOTS, Loading, engine_version
+from mesh.loading import SLOTS, Loading
 from mesh.logs import hide
 from mesh.metrics import Metrics
 from mesh.ports import port_busy
 from mesh.state import State
+from mesh.version import engine_version, our_version
 from web.listener import Listener
 from web.services import Access, ChatFacet, ModelsFacet, Services, StateFacet
 
@@ -46,7 +46,6 @@ DRAIN_S = 30.0
 LOAD_S = 600.0
 """A model of 70 GB from a slow disk takes minutes; more than this is a fault."""
 
-VERSION = version("llm-router-mesh")
 Announce = Callable[[str], None]
 
 
@@ -58,15 +57,19 @@ async def run(config: Config, *, announce: Announce) -> int:
     failure: StartError | None = None
     stop = Stop()
     with stop.on_signals(announce):
-        async with asyncio.TaskGroup() as tasks:
-            try:
-                async with _peer(config, tasks, stop, announce):
-                    await stop.asked.wait()
-            except StartError as error:  # a TaskGroup would wrap it
-                failure = error
+        try:
+            async with asyncio.TaskGroup() as tasks, _peer(config, tasks, stop, announce):
+                await stop.asked.wait()
+        except* StartError as group:  # a TaskGroup wraps what leaves it
+            failure = _first(group)
     if failure is not None:
         raise failure
     return 0
+
+
+def _first(group: BaseExceptionGroup[StartError]) -> StartError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 class Stop:
@@ -156,12 +159,12 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
             config.data_dir,
             port=listener.port,
             url=control.local_url("127.0.0.1" if not config.open else config.host, listener.port),
-            version=VERSION,
+            version=our_version(),
             token=token,
         )
         state.is_ready = True
         announce(greeting(_start(config, hardware, engine, found.url, len(store.list()))))
-        log.info("ready", extra={"url": found.url, "version": VERSION, "engine": engine})
+        log.info("ready", extra={"url": found.url, "version": our_version(), "engine": engine})
         try:
             yield
         finally:
@@ -217,7 +220,7 @@ def _services(
         ),
         state=StateFacet(
             name=config.name,
-            version=VERSION,
+            version=our_version(),
             ready=lambda: state.is_ready,
             status=state.status,
             ps=state.ps,
@@ -241,7 +244,7 @@ def _start(config: Config, hardware: Hardware, engine: str | None, url: str, mod
         warnings.append(f"--host {config.host} takes effect with --open only: this version has no keys for the LAN yet")
     return Start(
         name=config.name,
-        version=VERSION,
+        version=our_version(),
         engine=engine,
         gpus=tuple(gpu.name for gpu in hardware.gpus),
         cores=hardware.cores_logical,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from importlib.metadata import version
 from typing import Any
 
 from inference.hardware import Hardware
@@ -12,6 +11,7 @@ from inference.models.pool import ModelState, Pool
 from mesh.catalog import Catalog
 from mesh.config import Config
 from mesh.dispatch import ActiveRequest, Dispatcher
+from mesh.version import our_version
 
 
 class State:
@@ -41,7 +41,7 @@ class State:
         states = self.pool.states()
         return {
             "name": self._config.name,
-            "version": version("llm-router-mesh"),
+            "version": our_version(),
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._began, 1),
             "ready": self.is_ready,
