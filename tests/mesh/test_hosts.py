@@ -1,0 +1,53 @@
+"""Tests of what the listener binds and which names it answers to."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from mesh.hosts import MESH_NAME, allowed_hosts, bound, has_ipv6_loopback, is_loopback, own_addresses
+
+
+def test_a_peer_that_is_not_open_listens_on_loopback_whatever_its_host_says() -> None:
+    for host in ("0.0.0.0", "192.168.1.5", "::"):
+        addresses = bound(host=host, port=8080, is_open=False, also=("0.0.0.0", 11435))
+        assert all(is_loopback(address) for address, _ in addresses)
+        assert ("127.0.0.1", 11435) in addresses
+
+
+def test_an_open_peer_listens_where_it_was_told() -> None:
+    addresses = bound(host="192.168.1.5", port=8080, is_open=True, also=("10.0.0.1", 11435))
+    assert addresses == [("192.168.1.5", 8080), ("10.0.0.1", 11435)]
+    assert ("0.0.0.0", 8080) in bound(host="0.0.0.0", port=8080, is_open=True, also=None)
+
+
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
+def test_localhost_is_answered_on_both_families() -> None:
+    assert bound(host="0.0.0.0", port=8080, is_open=False, also=None) == [("127.0.0.1", 8080), ("::1", 8080)]
+
+
+def test_any_free_port_is_one_port() -> None:
+    assert bound(host="0.0.0.0", port=0, is_open=False, also=None) == [("127.0.0.1", 0)]
+
+
+def test_this_machine_is_known_by_all_its_names() -> None:
+    hosts = allowed_hosts(["Attic.Example ", ""], ["192.168.1.5"])
+    name = socket.gethostname().lower().split(".")[0]
+    assert {"localhost", "127.0.0.1", "::1", name, f"{name}.local", MESH_NAME, "192.168.1.5", "attic.example"} <= hosts
+    assert "" not in hosts
+    assert "evil.example" not in hosts
+
+
+def test_own_addresses_hold_loopback_without_a_zone() -> None:
+    addresses = own_addresses()
+    assert "127.0.0.1" in addresses
+    assert not any("%" in address for address in addresses)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("LocalHost", True), ("0.0.0.0", False), ("a.b", False)],
+)
+def test_loopback_is_told_from_everything_else(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected

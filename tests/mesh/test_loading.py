@@ -1,0 +1,81 @@
+"""Tests of how a stored model is loaded on a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inference.errors import ModelUnavailable
+from inference.models.model import Header, StoredModel
+from mesh.loading import ENGINE_MISSING, SLOTS, Loading
+
+GB = 10**9
+
+
+def model(*, context: int = 8192, pooling: int | None = None, size: int = GB) -> StoredModel:
+    header = Header(
+        architecture="llama",
+        name=None,
+        context=context,
+        layers=24,
+        embedding=896,
+        heads=14,
+        heads_kv=2,
+        key_length=64,
+        value_length=64,
+        vocab=32_000,
+        experts=0,
+        pooling=pooling,
+        template=True,
+        quantization="Q4_0",
+        parameters=500_000_000,
+        weights_bytes=size,
+    )
+    return StoredModel(
+        id="m", path=Path("/m.gguf"), size_bytes=size, sha256=None, header=header, origin="import", added_at=0.0
+    )
+
+
+def test_slots_share_as_much_context_as_memory_allows() -> None:
+    roomy = Loading(budget_bytes=64 * GB, cores=4).spec(model())
+    tight = Loading(budget_bytes=int(1.36 * GB), cores=4).spec(model())
+    assert roomy.slots == roomy.parked == SLOTS
+    assert roomy.context == 8192
+    assert 0 < tight.context < roomy.context
+
+
+def test_a_context_that_the_user_asks_for_is_given_whole_or_refused() -> None:
+    allowed = Loading(budget_bytes=64 * GB, cores=4, context=100_000)
+    assert allowed.spec(model(context=131_072)).context == 100_000
+    assert allowed.spec(model(context=131_072)).context_per_request == 100_000
+    assert allowed.spec(model(context=2048)).context == 2048  # the model's own is the limit
+    with pytest.raises(ModelUnavailable, match="context of 100,000"):
+        Loading(budget_bytes=2 * GB, cores=4, context=100_000).spec(model(context=131_072))
+
+
+def test_a_model_that_cannot_fit_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ModelUnavailable, match=r"`m` does not fit this machine.*9\.\d GB.*2\.0 GB"):
+        Loading(budget_bytes=2 * GB, cores=4).spec(model(size=9 * GB))
+
+
+def test_what_cannot_fit_still_has_a_size_for_the_pool() -> None:
+    assert Loading(budget_bytes=2 * GB, cores=4).bytes_needed(model(size=9 * GB)) > 9 * GB
+
+
+def test_an_embedding_model_is_loaded_to_embed() -> None:
+    assert Loading(budget_bytes=64 * GB, cores=4).spec(model(pooling=1)).embedding
+    assert not Loading(budget_bytes=64 * GB, cores=4).spec(model(pooling=0)).embedding
+
+
+def test_threads_and_slots_of_the_user_win_over_what_is_chosen() -> None:
+    spec = Loading(budget_bytes=64 * GB, cores=8, slots=3, threads=5).spec(model())
+    assert (spec.slots, spec.threads) == (3, 5)
+    assert Loading(budget_bytes=64 * GB, cores=8).spec(model()).threads == 7
+
+
+def test_without_the_engine_the_message_says_how_to_add_it() -> None:
+    with pytest.raises(ModelUnavailable) as refused:
+        Loading(budget_bytes=64 * GB, cores=8, has_engine=False).spec(model())
+    assert refused.value.message == ENGINE_MISSING
+    assert "uv tool install" in ENGINE_MISSING
