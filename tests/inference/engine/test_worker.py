@@ -170,6 +170,13 @@ async def test_stop_string_ends_the_answer_before_it(
     assert (said.text, said.finish_reason) == (expected, "stop")
 
 
+@pytest.mark.parametrize("context", [16, 300])
+async def test_context_smaller_than_a_batch_serves_as_well(scripted_gguf: Path, context: int) -> None:
+    async with engine(scripted_gguf, context=context) as client:
+        said = await answer(client, chat("Hello", max_tokens=5))
+    assert len(said.tokens) == 5 and SCRIPTED_ANSWER.startswith(said.text)
+
+
 async def test_max_tokens_ends_the_answer_with_length(scripted: EngineClient) -> None:
     said = await answer(scripted, chat("Hello", max_tokens=3))
     assert (len(said.tokens), said.finish_reason) == (3, "length")
@@ -250,7 +257,7 @@ async def test_second_turn_finds_the_first_one_in_the_cache(tiny: EngineClient, 
 
 
 @pytest.mark.parametrize(
-    "context", [pytest.param(8192, id="roomy"), pytest.param(512, id="requests are sent back to the queue")]
+    "context", [pytest.param(8192, id="roomy"), pytest.param(256, id="requests are sent back to the queue")]
 )
 async def test_every_token_is_the_one_a_fresh_context_chooses(tiny_gguf: Path, context: int) -> None:
     """Batching, shared prefixes, parked prefixes, cancellation and preemption leave every KV cell right."""
@@ -264,7 +271,7 @@ async def test_every_token_is_the_one_a_fresh_context_chooses(tiny_gguf: Path, c
         if number % 4 == 3:  # leaves in the middle
             async with asyncio.timeout(WAIT_S), aclosing(client.generate(request)) as chunks:
                 async for chunk in chunks:
-                    if len(chunk.tokens):
+                    if chunk.tokens:
                         break
             return
         made = await answer(client, request)
