@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +21,8 @@ from inference.errors import InvalidRequest
 NESTING_MAX = 64
 # A token id each: three times what OpenAI takes in one embeddings call, and about 60 ms of parsing.
 VALUES_MAX = 1_000_000
+# A chat of 50,000 turns. Objects cost ten times what token ids do.
+MEMBERS_MAX = 100_000
 # 2^64 has 20 digits; beyond 100 nobody means a number, and parsing cost grows with the square.
 DIGITS_MAX = 100
 
@@ -88,6 +91,8 @@ def _check_shape(data: bytes) -> None:
     brackets = bare.translate(None, delete=_NOT_BRACKETS)
     if bare.count(b",") + len(brackets) > VALUES_MAX:
         raise _unparsable(f"more than {VALUES_MAX:,} values")
+    if bare.count(b":") > MEMBERS_MAX:
+        raise _unparsable(f"more than {MEMBERS_MAX:,} members of objects")
     if len(brackets) > NESTING_MAX and max(accumulate(map(_STEP.__getitem__, brackets))) > NESTING_MAX:
         raise _unparsable(f"nesting deeper than {NESTING_MAX}")
 
@@ -98,9 +103,11 @@ def _without_strings(data: bytes) -> bytes:
     position = 0
     while (start := data.find(b'"', position)) >= 0:
         pieces.append(data[position:start])
+        if len(pieces) > VALUES_MAX:
+            raise _unparsable(f"more than {VALUES_MAX:,} strings")
         end = data.find(b'"', start + 1)
-        while end >= 0 and _is_escaped(data, end):
-            end = data.find(b'"', end + 1)
+        while end >= 0 and _ends_escaping(data[start + 1 : end]):
+            start, end = end, data.find(b'"', end + 1)
         if end < 0:
             return b"".join(pieces)
         position = end + 1
@@ -108,11 +115,9 @@ def _without_strings(data: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def _is_escaped(data: bytes, position: int) -> bool:
-    backslashes = 0
-    while data[position - 1 - backslashes] == 0x5C:
-        backslashes += 1
-    return backslashes % 2 == 1
+def _ends_escaping(text: bytes) -> bool:
+    """True when the quote after `text` is part of the string: an odd number of backslashes stands before it."""
+    return text.endswith(b"\\") and (len(text) - len(text.rstrip(b"\\"))) % 2 == 1
 
 
 def _check_surrogates(value: Any) -> None:
@@ -126,8 +131,7 @@ def _check_surrogates(value: Any) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise _unparsable(f"an object has the name {_excerpt(twice)} twice")
     return value
 

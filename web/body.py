@@ -16,7 +16,7 @@ from web.services import Limits
 T = TypeVar("T")
 
 # Parsing this much takes about 10 ms in the worst case; more is done in a thread.
-INLINE_BYTES_MAX = 128 * 1024
+INLINE_BYTES_MAX = 64 * 1024
 _BROWSER_HEADERS = ("Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest")
 
 

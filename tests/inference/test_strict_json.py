@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import InvalidRequest
-from inference.strict_json import DIGITS_MAX, NESTING_MAX, VALUES_MAX, parse, parse_object
+from inference.strict_json import DIGITS_MAX, MEMBERS_MAX, NESTING_MAX, VALUES_MAX, parse, parse_object
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -47,7 +47,9 @@ def test_brackets_in_strings_are_text() -> None:
     assert parse(json.dumps({"a": text, "b": "]" * 5000}).encode())["a"] == text
 
 
-@pytest.mark.parametrize("data", [b"[" * 10_000_000, b'{"a":' * 2_000_000, b'"' + b'\\"' * 1_000_000, b"]" * 10**6])
+@pytest.mark.parametrize(
+    "data", [b"[" * 10_000_000, b'{"a":' * 2_000_000, b'"' + b'\\"' * 1_000_000, b"]" * 10**6, b'"' + b"\\" * 10**7]
+)
 def test_hostile_shapes_end_as_an_error(data: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse(data)
@@ -56,6 +58,13 @@ def test_hostile_shapes_end_as_an_error(data: bytes) -> None:
 def test_the_number_of_values_is_bounded() -> None:
     with pytest.raises(InvalidRequest, match="more than 1,000,000 values"):
         parse(b"[" + b"1," * VALUES_MAX + b"1]")
+
+
+def test_the_number_of_members_is_bounded() -> None:
+    members = b",".join(b'"k%d":1' % number for number in range(MEMBERS_MAX))
+    assert len(parse(b"{" + members + b"}")) == MEMBERS_MAX
+    with pytest.raises(InvalidRequest, match="more than 100,000 members"):
+        parse(b"{" + members + b',"k":1}')
 
 
 def test_numbers_are_bounded() -> None:
