@@ -29,14 +29,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inference.hello.make", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HELLO, help="the GGUF file to write")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2000, help="training steps of 2,048 tokens")
+    parser.add_argument("--steps", type=int, default=1800, help="training steps of 2,048 tokens")
     parser.add_argument("--weights", type=Path, help="export these weights (.npz) instead of training")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint build/hello.npz")
     a = parser.parse_args()
     began = time.time()
     weights = a.weights or Path("build") / "hello.npz"  # git ignores build/
     if a.weights is None:
         weights.parent.mkdir(exist_ok=True)
-        train(Shape(), a.seed, a.steps, weights)
+        train(Shape(), a.seed, a.steps, weights, a.resume)
     model, bpe, shape = export.load(weights)
     stored = export.write(a.out, model, bpe, shape)
     size, digest = a.out.stat().st_size, hashlib.sha256(a.out.read_bytes()).hexdigest()

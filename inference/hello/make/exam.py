@@ -48,7 +48,7 @@ class Examinee:
     def __init__(self, path: str) -> None:
         from llama_cpp import Llama
 
-        self._llm = Llama(path, n_ctx=2048, n_threads=2, verbose=False)
+        self._llm = Llama(path, n_ctx=2048, n_threads=1, verbose=False)  # idle threads would spin
         self.tokens = self.unended = 0
         self.spent_s = 0.0
 

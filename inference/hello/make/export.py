@@ -46,6 +46,7 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], Bpe, dict[str, int]]:
     weights = dict(np.load(path))
     bpe = Bpe([str(m) for m in weights.pop("merges")])
     shape = json.loads(str(weights.pop("config")))
+    weights = {k: weights[k] for k in ("emb", "norm", *NAMES)}  # without the optimizer's state
     weights["norm"] = weights["norm"] * SHARPNESS
     return weights, bpe, shape
 
@@ -105,9 +106,12 @@ def _header(w: gguf.GGUFWriter, bpe: Bpe, shape: dict[str, int]) -> None:
     w.add_chat_template(TEMPLATE)
 
 
+CHECKED = 512  # tokens of a chat whose logits are compared
+
+
 def check(path: Path, stored: dict[str, np.ndarray], bpe: Bpe, shape: dict[str, int]) -> None:
     """Compare tokens of 1,000 chats and logits of 20 with llama.cpp's; raises ValueError when they differ."""
-    import jax.numpy as jnp
+    import jax
     import llama_cpp
 
     from inference.hello.make.model import forward
@@ -115,7 +119,9 @@ def check(path: Path, stored: dict[str, np.ndarray], bpe: Bpe, shape: dict[str, 
     llm = llama_cpp.Llama(
         str(path), n_ctx=1024, logits_all=True, verbose=False, n_threads=2, flash_attn=False, type_k=0, type_v=0
     )
-    params = {k: jnp.asarray(v) for k, v in stored.items()}
+    params = {k: jax.numpy.asarray(v) for k, v in stored.items()}
+    one_chat = np.zeros((1, CHECKED), np.int32)
+    logits = jax.jit(lambda ids: forward(params, ids, one_chat, shape["heads"])[0])
     wrong = texts = agree = total = 0
     worst = 0.0
     for i, chat in enumerate(islice(corpus.chats(99), 1000)):
@@ -125,11 +131,12 @@ def check(path: Path, stored: dict[str, np.ndarray], bpe: Bpe, shape: dict[str, 
         if i >= 20:
             continue
         text = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in chat)
-        ids = llm.tokenize(text.encode(), add_bos=False, special=True)[:512]
+        ids = llm.tokenize(text.encode(), add_bos=False, special=True)[:CHECKED]
         llm.reset()
         llm.eval(ids)
         theirs = llm.scores[: len(ids)]
-        ours = np.asarray(forward(params, jnp.array([ids]), jnp.zeros((1, len(ids)), int), shape["heads"])[0])
+        padded = np.int32([[*ids, *[END] * (CHECKED - len(ids))]])  # what follows a token does not change it
+        ours = np.asarray(logits(padded))[: len(ids)]
         worst = max(worst, float(np.abs(ours - theirs).max()))
         agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         total += len(ids)

@@ -14,8 +14,8 @@ EPS = 1e-5
 class Shape:
     """Sizes of the network. `d` is the width of the residual stream, `ff` of the hidden layer."""
 
-    d: int = 192
-    ff: int = 512
+    d: int = 128
+    ff: int = 384
     layers: int = 4
     heads: int = 4
     vocab: int = 1536

@@ -27,31 +27,47 @@ ROW = 128  # tokens of a row
 LONG_ROW = 2048  # the model's whole context: every LONG_EVERY-th step, so that long chats work too
 LONG_EVERY = 40
 LEARNING_RATE = 2.5e-3
+WARMUP_STEPS = 50
+DECAY = 0.3  # the share of the steps at the end in which the rate falls to zero
+SAVE_EVERY = 50
 
 
-def train(shape: Shape, seed: int, steps: int, out: Path) -> None:
-    """Write the weights, the merges and the shape to `out`; a checkpoint every 250 steps."""
+def train(shape: Shape, seed: int, steps: int, out: Path, resume: bool = False) -> None:
+    """Write the weights, the merges and the shape to `out`, with the optimizer's state: a checkpoint.
+
+    With `resume` it goes on from `out`, to the very weights that one run of `steps` would have given, if the rate had
+    not begun to fall.
+    """
     began = time.time()
-    bpe = learn_bpe(seed, shape.vocab)
+    saved = dict(np.load(out)) if resume else {}
+    bpe = Bpe([str(m) for m in saved["merges"]]) if resume else learn_bpe(seed, shape.vocab)
     p = init(jax.random.key(seed), shape)
+    m, v = (jax.tree.map(jnp.zeros_like, p) for _ in "mv")
+    first = 0
+    if resume:
+        p, m, v = ({k: jnp.asarray(saved[part + k]) for k in p} for part in ("", "m_", "v_"))
+        first = int(saved["step"])
     count = sum(x.size for x in jax.tree.leaves(p))
     print(f"tokenizer: {len(bpe.tokens)} tokens, {time.time() - began:.0f} s; {count:,} parameters", flush=True)
-    m, v = (jax.tree.map(jnp.zeros_like, p) for _ in "mv")
     began, mean = time.time(), None
     for i, batch in enumerate(batches(bpe, seed + 1, steps)):
-        # warm up over 50 steps, then a cosine down to a fiftieth
-        lr = LEARNING_RATE * min(1, (i + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * i / steps)))
-        p, m, v, loss = step(p, m, v, batch, (lr, float(i + 1)), shape.heads)
+        if i < first:
+            continue
+        p, m, v, loss = step(p, m, v, batch, (_rate(i, steps), float(i + 1)), shape.heads)
         mean = loss if mean is None else 0.95 * mean + 0.05 * loss
-        if i % 50 == 49:
+        if i % SAVE_EVERY == SAVE_EVERY - 1 or i + 1 == steps:
             dt = time.time() - began
-            print(
-                f"{i + 1:5d} loss {float(mean):.4f} {dt:5.0f} s {(i + 1) * TOKENS_PER_STEP / dt:.0f} tokens/s",
-                flush=True,
-            )
-        if i % 250 == 249 or i + 1 == steps:
-            arrays = jax.tree.map(np.asarray, p)
-            np.savez(out, merges=np.array(bpe.merges), config=json.dumps(shape.fields()), **arrays)
+            speed = (i + 1 - first) * TOKENS_PER_STEP / dt
+            print(f"{i + 1:5d} loss {float(mean):.4f} {dt:5.0f} s {speed:.0f} tokens/s", flush=True)
+            state = {part + k: np.asarray(x) for part, d in (("", p), ("m_", m), ("v_", v)) for k, x in d.items()}
+            part = out.with_suffix(".part.npz")
+            np.savez(part, merges=np.array(bpe.merges), config=json.dumps(shape.fields()), step=i + 1, **state)
+            part.replace(out)
+
+
+def _rate(i: int, steps: int) -> float:
+    """Up, level, and down to zero. Until it goes down it does not depend on `steps`: a run can be made longer."""
+    return LEARNING_RATE * min(1.0, (i + 1) / WARMUP_STEPS, (steps - i) / (DECAY * steps))
 
 
 # ------------------------------------------------------------ the rows
