@@ -103,7 +103,8 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._begin_closing()
-        await self._tasks.__aexit__(kind, error, trace)
+        # Not told of an error of the block: it would come out wrapped in a group.
+        await self._tasks.__aexit__(None, None, None)
 
     @asynccontextmanager
     async def lease(self, model: StoredModel, *, deadline: float | None = None) -> AsyncGenerator[EngineClient, None]:
@@ -195,7 +196,7 @@ class Pool:
                     self._retire(self._residents[i])
             case Never(reason=reason):
                 raise ModelUnavailable(f"The model {model.id} cannot be loaded: {reason}", retry_after_s=60)
-            case _ if now - since >= self._limits.patience_s:
+            case _ if now >= since + self._limits.patience_s:
                 plan = self._plan(model, needed, others_must_stay=False)
                 for i in plan.ids if isinstance(plan, Evict) else ():
                     retired.add(self._residents[i])

@@ -169,9 +169,11 @@ async def test_model_that_is_always_busy_gives_way_to_one_that_waited_long_enoug
         await until(lambda: any(r.retiring for r in pool._residents.values()))
         later = asyncio.create_task(use(pool, A))  # new work for the busy one: after b
         await serving.aclose()
-        assert await waiting == house.pids[1]
+        pid = await waiting
         await later
     assert house.started == ["a", "b", "a"]
+    assert house.events == ["loaded", "unloaded"] * 3
+    assert pid == house.pids[1]
 
 
 async def test_room_goes_to_whoever_waits_longest() -> None:
@@ -241,6 +243,32 @@ async def test_two_crashes_without_a_success_between_are_a_quarantine_and_kills_
         assert caught.value.retry_after_s is not None and caught.value.retry_after_s > 3500
 
 
+async def test_answer_that_was_complete_before_the_crash_does_not_excuse_it() -> None:
+    house = House(PoolLimits())
+    async with house.pool as pool:
+        for _ in range(2):
+            async with pool.lease(A) as engine:
+                os.kill(engine.pid, signal.SIGSEGV)
+                await until(lambda: not pool._residents)
+        with pytest.raises(ModelUnavailable, match="crashed 2 times"):
+            await use(pool, A)
+
+
+async def test_model_just_loaded_is_not_taken_from_those_who_waited_for_it() -> None:
+    house = House(PoolLimits(wait_s=WAIT_S))
+    newcomers: list[asyncio.Task[int]] = []
+
+    def observe(event: PoolEvent) -> None:
+        if not newcomers:  # its first step comes before those of the waiters
+            newcomers.append(asyncio.create_task(use(house.pool, B)))
+
+    house.pool._observe = observe
+    async with house.pool as pool:
+        await use(pool, A)
+        await asyncio.gather(*newcomers)
+    assert house.started == ["a", "b"]
+
+
 async def test_unload_waits_for_what_is_served() -> None:
     house = House(PoolLimits(wait_s=WAIT_S))
     async with house.pool as pool:
@@ -292,6 +320,30 @@ async def test_closing_ends_loads_and_workers_and_leaves_no_child() -> None:
     with pytest.raises(ModelUnavailable, match="stopping"):
         await waiting
     assert {p.pid for p in psutil.Process().children()} == before
+
+
+async def test_error_of_the_block_comes_out_as_it_is_and_workers_are_gone() -> None:
+    house = House(PoolLimits())
+    with pytest.raises(ZeroDivisionError):
+        async with house.pool as pool:
+            await use(pool, A)
+            raise ZeroDivisionError
+    assert not any(psutil.pid_exists(pid) for pid in house.pids)
+
+
+async def test_cancelled_block_closes_the_pool_and_stays_cancelled() -> None:
+    house = House(PoolLimits())
+
+    async def run() -> None:
+        async with house.pool as pool:
+            await use(pool, A)
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(run())
+    await until(lambda: house.events == ["loaded"])
+    running.cancel()
+    await asyncio.wait([running], timeout=WAIT_S)
+    assert running.cancelled() and not any(psutil.pid_exists(pid) for pid in house.pids)
 
 
 async def test_unforeseen_error_of_a_load_stays_with_that_model() -> None:
