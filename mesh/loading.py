@@ -16,6 +16,9 @@ from inference.models.model import StoredModel
 SLOTS = 8
 """Requests at once when nobody chose: slots share one KV cache, so an unused one costs next to nothing."""
 
+ONE_THREAD_BYTES = 32 * 1024 * 1024
+"""Below this a token takes less time than threads need to meet at every layer's barriers."""
+
 ENGINE_MISSING = (
     "No model can run on this peer: the engine is not installed. Add it with "
     "`uv tool install 'llm-router-mesh[llama]'` (it is compiled: minutes, and a C++ compiler); see INSTALL.md."
@@ -65,7 +68,7 @@ class Loading:
             parked=slots,
             context=self._cells(model, slots),
             context_per_request=self.context,
-            threads=self.threads or default_threads(self.cores),
+            threads=self.threads or (1 if model.size_bytes < ONE_THREAD_BYTES else default_threads(self.cores)),
             embedding=model.header.is_embedding,
         )
 

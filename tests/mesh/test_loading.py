@@ -74,6 +74,10 @@ def test_threads_and_slots_of_the_user_win_over_what_is_chosen() -> None:
     assert Loading(budget_bytes=64 * GB, cores=8).spec(model()).threads == 7
 
 
+def test_a_tiny_model_gets_one_thread() -> None:
+    assert Loading(budget_bytes=64 * GB, cores=8).spec(model(size=3_000_000)).threads == 1
+
+
 def test_without_the_engine_the_message_says_how_to_add_it() -> None:
     with pytest.raises(ModelUnavailable) as refused:
         Loading(budget_bytes=64 * GB, cores=8, has_engine=False).spec(model())
