@@ -132,8 +132,9 @@ class Context:
     def __init__(self, model: Model, *, cells: int, sequences: int, threads: int, embedding: bool) -> None:
         """Raises LoadError when llama.cpp cannot have the memory, or does not take what it was told."""
         self._model = model
-        # llama.cpp rounds the cells up to 256s, and takes no batch larger than that
-        self.batch_size = cells if embedding else min(-(-cells // 256) * 256, max(UBATCH, sequences))
+        if not embedding:  # llama.cpp rounds up too, but after it has bounded the batch by the context
+            cells = -(-cells // 256) * 256
+        self.batch_size = cells if embedding else min(cells, max(UBATCH, sequences))
         params = C.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = self.batch_size
