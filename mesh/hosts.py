@@ -36,15 +36,25 @@ def allowed_hosts(configured: Iterable[str], addresses: Iterable[str]) -> frozen
 def bound(*, host: str, port: int, is_open: bool, also: Address | None) -> list[Address]:
     """The addresses to listen on. Not open to the LAN: loopback only, whatever `host` says.
 
-    IPv6 loopback is bound beside IPv4's, because `localhost` means it to many programs. `also` is LLM_NODE_PORT's.
+    Loopback is bound in any case: the command line talks to the peer there. IPv6's beside IPv4's, because `localhost`
+    means it to many programs. `also` is LLM_NODE_PORT's.
     """
-    local = "127.0.0.1"
+    local, everywhere = "127.0.0.1", "0.0.0.0"  # noqa: S104 - compared, not bound
     out = [(host if is_open or is_loopback(host) else local, port)]
     if also is not None:
         out.append((also[0] if is_open or is_loopback(also[0]) else local, also[1]))
-    if port and out[0][0] in (local, "0.0.0.0") and has_ipv6_loopback():  # noqa: S104 - compared, not bound
+    if port and out[0][0] not in (local, everywhere):
+        out.append((local, port))
+    if port and out[0][0] not in ("::", "::1") and has_ipv6_loopback():
         out.append(("::1", port))
     return out
+
+
+def lan_name(host: str) -> str:
+    """How other machines may call a listener on `host`: its address, or this machine's name for "everywhere"."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(host: str) -> bool:

@@ -30,7 +30,7 @@ from mesh.cli.greeting import Start, draining, greeting
 from mesh.config import Config
 from mesh.dispatch import Dispatcher
 from mesh.errors import StartError
-from mesh.hosts import allowed_hosts, bound, is_loopback, own_addresses
+from mesh.hosts import allowed_hosts, bound, is_loopback, lan_name, own_addresses
 from mesh.loading import SLOTS, Loading
 from mesh.logs import hide
 from mesh.metrics import Metrics
@@ -158,12 +158,13 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
         found = control.publish(
             config.data_dir,
             port=listener.port,
-            url=control.local_url("127.0.0.1" if not config.open else config.host, listener.port),
+            # loopback is always bound beside another address, unless any free port was asked for
+            url=control.local_url("127.0.0.1" if config.port or not config.open else config.host, listener.port),
             version=our_version(),
             token=token,
         )
         state.is_ready = True
-        announce(greeting(_start(config, hardware, engine, found.url, len(store.list()))))
+        announce(greeting(_start(config, hardware, engine, found.url, listener.port, len(store.list()))))
         log.info("ready", extra={"url": found.url, "version": our_version(), "engine": engine})
         try:
             yield
@@ -238,7 +239,7 @@ def _services(
     )
 
 
-def _start(config: Config, hardware: Hardware, engine: str | None, url: str, models: int) -> Start:
+def _start(config: Config, hardware: Hardware, engine: str | None, url: str, port: int, models: int) -> Start:
     warnings = []
     if not config.open and not is_loopback(config.host) and config.host != "0.0.0.0":  # noqa: S104 - compared
         warnings.append(f"--host {config.host} takes effect with --open only: this version has no keys for the LAN yet")
@@ -252,6 +253,6 @@ def _start(config: Config, hardware: Hardware, engine: str | None, url: str, mod
         models=models,
         models_dir=config.models_dir,
         url=url,
-        is_open=config.open,
+        lan_url=f"http://{lan_name(config.host)}:{port}" if config.open else None,
         warnings=warnings,
     )

@@ -13,7 +13,8 @@ INSTALL_ENGINE = "uv tool install 'llm-router-mesh[llama]'"
 class Start:
     """What there is to say. `engine` is the llama-cpp-python version, None without the extra; `url` without path.
 
-    `gpus` are names; `models` the number on disk besides the built-in one. `warnings` are shown last, each one line.
+    `gpus` are names; `models` the number on disk besides the built-in one. `lan_url` is
+    how other machines reach a peer that is open to them, else None. `warnings` are shown last, each one line.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Start:
     models: int
     models_dir: Path
     url: str
-    is_open: bool = False
+    lan_url: str | None = None
     warnings: Sequence[str] = ()
 
 
@@ -46,8 +47,8 @@ def greeting(start: Start) -> str:
         lines += ['  llm-router run hello "What are you?"', ""]
     else:
         lines += [f"  {INSTALL_ENGINE}   adds the engine: minutes, needs a C++ compiler", ""]
-    if start.is_open:
-        lines += ["  OPEN: every machine that reaches this port may use the models, without a key.", ""]
+    if start.lan_url:
+        lines += [f"  OPEN: other machines use {start.lan_url}/v1, and whoever reaches it needs no key.", ""]
     lines += [f"  warning: {line}" for line in start.warnings]
     return "\n".join(lines).rstrip() + "\n"
 
