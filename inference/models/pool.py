@@ -8,6 +8,7 @@ A resident goes loading -> loaded -> unloading -> gone, and one task lives that 
 evict is decided in `inference.models.eviction`, who may not be loaded in `inference.models.quarantine`. The pool does
 not queue requests, count slots, or continue an answer after a crash (mesh.admission, mesh.dispatch).
 
+Room is given in the order it was asked for: what a newcomer wants is planned as if those before it had theirs already.
 A model that never stops serving would keep every other one out. Whoever has waited `patience_s` for room therefore
 has the least recently used ones retired: they end what they serve and get no new lease.
 """
@@ -89,7 +90,8 @@ class Pool:
         self._observe = observe
         self._residents: dict[str, _Resident] = {}
         self._quarantine = Quarantine()
-        self._waiters: dict[asyncio.Future[None], float] = {}  # since when each waits
+        self._seekers: dict[_Seeker, None] = {}  # in the order they came
+        self._waiters: set[asyncio.Future[None]] = set()
         self._is_closing = False
         self._tasks = asyncio.TaskGroup()
         self._idle_task: asyncio.Task[None] | None = None
@@ -158,24 +160,33 @@ class Pool:
     # -- leases
 
     async def _acquire(self, model: StoredModel, deadline: float | None) -> _Resident:
-        since = self._now()
-        retired: set[_Resident] = set()
+        resident = self._residents.get(model.id)
+        if resident is None or not resident.is_open:
+            resident = await self._sought(model, deadline)
+        resident.leases += 1
+        return resident
+
+    async def _sought(self, model: StoredModel, deadline: float | None) -> _Resident:
+        """The resident of `model`, open for leases; loaded if need be."""
+        seeker = _Seeker(model=model, bytes=self._bytes_needed(model), since=self._now())
+        self._seekers[seeker] = None
         try:
             while True:
                 resident = self._residents.get(model.id)
                 if resident is not None and resident.is_open:
-                    resident.leases += 1
                     return resident
                 if resident is None:
-                    self._make_room(model, since, retired)
+                    self._make_room(seeker)
                     resident = self._residents.get(model.id)
-                await self._wait(model, resident, since, deadline)
+                await self._wait(seeker, resident, deadline)
         finally:
-            self._take_back(retired)
+            del self._seekers[seeker]
+            self._take_back(seeker.retired)
 
-    def _make_room(self, model: StoredModel, since: float, retired: set[_Resident]) -> None:
-        """Begins to load `model`, or to unload others for it, or does nothing yet. Raises if it may not be loaded."""
+    def _make_room(self, seeker: _Seeker) -> None:
+        """Begins to load its model, or to unload others for it, or does nothing yet. Raises if it may not be loaded."""
         now = self._now()
+        model = seeker.model
         if self._is_closing:
             raise ModelUnavailable("This peer is stopping.", retry_after_s=5)
         if refusal := self._quarantine.refusal(model.id, now):
@@ -183,11 +194,9 @@ class Pool:
                 f"The model {model.id} cannot be served now: {refusal.reason}",
                 retry_after_s=math.ceil(refusal.until - now),
             )
-        needed = self._bytes_needed(model)
-        plan = self._plan(model, needed, others_must_stay=True)
-        match plan:
+        match self._plan(seeker, others_must_stay=True):
             case Load():
-                resident = _Resident(model=model, bytes=needed, used_at=now)
+                resident = _Resident(model=model, bytes=seeker.bytes, used_at=now)
                 self._residents[model.id] = resident
                 resident.task = self._tasks.create_task(self._live(resident), name=f"model {model.id}")
             case Evict(ids=ids):
@@ -196,13 +205,13 @@ class Pool:
                     self._retire(self._residents[i])
             case Never(reason=reason):
                 raise ModelUnavailable(f"The model {model.id} cannot be loaded: {reason}", retry_after_s=60)
-            case _ if now >= since + self._limits.patience_s:
-                plan = self._plan(model, needed, others_must_stay=False)
+            case _ if now >= seeker.since + self._limits.patience_s:
+                plan = self._plan(seeker, others_must_stay=False)
                 for i in plan.ids if isinstance(plan, Evict) else ():
-                    retired.add(self._residents[i])
+                    seeker.retired.add(self._residents[i])
                     self._retire(self._residents[i])
 
-    def _plan(self, model: StoredModel, needed: int, *, others_must_stay: bool) -> Plan:
+    def _plan(self, seeker: _Seeker, *, others_must_stay: bool) -> Plan:
         residents = [
             Resident(
                 id=r.model.id,
@@ -216,14 +225,31 @@ class Pool:
         ]
         limits = self._limits
         return room_for(
-            needed, model.counts, residents, max_loaded=limits.max_loaded, budget_bytes=limits.memory_budget_bytes
+            seeker.bytes,
+            seeker.model.counts,
+            residents + self._promised(seeker),
+            max_loaded=limits.max_loaded,
+            budget_bytes=limits.memory_budget_bytes,
         )
 
-    async def _wait(self, model: StoredModel, resident: _Resident | None, since: float, deadline: float | None) -> None:
+    def _promised(self, seeker: _Seeker) -> list[Resident]:
+        """What those who came before `seeker` are going to load, as if it were there."""
+        promised: dict[str, Resident] = {}
+        for other in self._seekers:
+            if other is seeker:
+                break
+            i = other.model.id
+            there = self._residents.get(i)
+            if i != seeker.model.id and (there is None or there.retiring or there.state == "unloading"):
+                promised[i] = Resident(id=i, bytes=other.bytes, counts=other.model.counts, used_at=0.0, busy=True)
+        return list(promised.values())
+
+    async def _wait(self, seeker: _Seeker, resident: _Resident | None, deadline: float | None) -> None:
         """Until something changes. Raises when the caller's deadline passes, or there was no room for too long."""
         now = self._now()
+        model = seeker.model
         is_loading = resident is not None and resident.state == "loading"
-        no_room = math.inf if is_loading else since + self._limits.wait_s
+        no_room = math.inf if is_loading else seeker.since + self._limits.wait_s
         if deadline is not None and now >= deadline:
             doing = f"is still loading ({resident.progress:.0%})" if resident and is_loading else "waits for room"
             raise DeadlineExceeded(f"The model {model.id} {doing}, and the request's deadline has passed.")
@@ -233,12 +259,12 @@ class Pool:
                 "serving (LLM_NODE_MAX_LOADED_MODELS, LLM_NODE_MAX_MEMORY_BYTES).",
                 retry_after_s=10,
             )
-        patience = since + self._limits.patience_s
+        patience = seeker.since + self._limits.patience_s
         until = min(no_room, math.inf if deadline is None else deadline, patience if patience > now else math.inf)
         if resident is not None:
             resident.wanted += 1
         try:
-            await self._change(until, since=since)
+            await self._change(until)
         finally:
             if resident is not None:
                 resident.wanted -= 1
@@ -261,8 +287,7 @@ class Pool:
         for resident in retired:
             if resident.state == "loaded" and not resident.leave.is_set():
                 resident.retiring = False
-        if retired:
-            self._notify()
+        self._notify()  # those behind it may have their turn
 
     # -- residents
 
@@ -365,15 +390,14 @@ class Pool:
         return asyncio.get_running_loop().time()
 
     def _notify(self) -> None:
-        """Whoever waits longest looks first: room that was made for it is not taken by a newcomer."""
-        for waiter in sorted(self._waiters, key=self._waiters.__getitem__):
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _change(self, until: float, *, since: float | None = None) -> bool:
+    async def _change(self, until: float) -> bool:
         """Waits for any change of any resident; False if there was none until then."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = self._now() if since is None else since
+        self._waiters.add(waiter)
         try:
             async with asyncio.timeout_at(None if until == math.inf else until):
                 await waiter
@@ -381,7 +405,17 @@ class Pool:
         except TimeoutError:
             return False
         finally:
-            del self._waiters[waiter]
+            self._waiters.discard(waiter)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Seeker:
+    """Somebody who wants a model that is not open for leases; `retired` are those who must go for it."""
+
+    model: StoredModel
+    bytes: int
+    since: float
+    retired: set[_Resident] = field(default_factory=set)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

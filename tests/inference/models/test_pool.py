@@ -269,6 +269,35 @@ async def test_model_just_loaded_is_not_taken_from_those_who_waited_for_it() -> 
     assert house.started == ["a", "b"]
 
 
+async def test_room_made_for_one_who_waits_is_not_taken_by_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(PoolLimits(wait_s=WAIT_S, patience_s=0.0))
+    newcomers: list[asyncio.Task[int]] = []
+    forget = house.pool._forget
+
+    def forget_and_be_asked(resident: object) -> None:
+        if not newcomers:  # its first step comes before that of the one who waits, and finds an empty pool
+            newcomers.append(asyncio.create_task(use(house.pool, A)))
+        forget(resident)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(house.pool, "_forget", forget_and_be_asked)
+    async with house.pool as pool:
+        await use(pool, A)
+        await use(pool, B)
+        await asyncio.gather(*newcomers)
+    assert house.started == ["a", "b", "a"]
+
+
+async def test_small_model_need_not_wait_behind_one_that_waits_for_a_place() -> None:
+    house = House(PoolLimits(wait_s=WAIT_S, patience_s=WAIT_S))
+    async with house.pool as pool:
+        async with pool.lease(A):
+            waiting = asyncio.create_task(use(pool, B))
+            await until(lambda: len(pool._seekers) == 1)
+            await use(pool, stored_model("hello", counts=False))
+            assert house.loaded() == {"a", "hello"} and not waiting.done()
+        await waiting
+
+
 async def test_unload_waits_for_what_is_served() -> None:
     house = House(PoolLimits(wait_s=WAIT_S))
     async with house.pool as pool:
