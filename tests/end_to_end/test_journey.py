@@ -1,0 +1,351 @@
+"""The command line as a person uses it, from the first start to the last Ctrl+C: real processes, real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from inference.chat import ChatPrompt, Message
+from tests.conftest import SCRIPTED_ANSWER
+from tests.fixtures.fake_worker import expected_text
+from tests.fixtures.peer import Peer, chat_body, llm_router, placed, until
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    """A peer as it is after the first start: no model but the built-in one."""
+    with Peer.started(tmp_path_factory.mktemp("home") / "data") as running:
+        yield running
+
+
+def json_of(peer: Peer, *words: str) -> Any:
+    done = peer.command(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def model_ids(peer: Peer) -> list[str]:
+    return [m["id"] for m in json_of(peer, "model", "list")["models"]]
+
+
+# -- the first minute
+
+
+def test_start_prints_the_url_and_the_next_command(home: Peer) -> None:
+    assert f"{home.url}/v1" in home.stdout and f"export OPENAI_BASE_URL={home.url}/v1" in home.stdout
+    (command,) = re.findall(r'llm-router (run hello ".*")', home.stdout)
+    done = home.command("run", "hello", "What are you?")
+    assert command == 'run hello "What are you?"'
+    assert done.returncode == 0 and "small" in done.stdout and done.stderr == ""
+
+
+def test_piped_text_is_the_prompt_and_belongs_to_a_given_one(home: Peer) -> None:
+    alone = json.loads(home.command("run", "hello", "--json", stdin="Hello").stdout)
+    given = json.loads(home.command("run", "hello", "Hello", "--json").stdout)
+    both = json.loads(home.command("run", "hello", "Hello", "--json", stdin="and more of it").stdout)
+    assert alone["usage"]["prompt_tokens"] == given["usage"]["prompt_tokens"] < both["usage"]["prompt_tokens"]
+    empty = home.command("run", "hello")
+    assert empty.returncode == 2 and "there is no prompt" in empty.stderr
+
+
+def test_conversation_goes_on_until_the_input_ends(home: Peer) -> None:
+    done = home.command("chat", "hello", stdin="Hello\n/clear\nWhat are you?\n/exit\nnever asked\n")
+    assert done.returncode == 0
+    answers = done.stdout.strip().splitlines()
+    assert len(answers) >= 2 and "forgotten" in done.stderr
+
+
+def test_status_ps_and_models_are_json_for_scripts(home: Peer) -> None:
+    assert home.command("run", "hello", "Hello").returncode == 0
+    status = json_of(home, "status")
+    assert status["ready"] is True and status["pid"] == home.process.pid
+    assert status["engine"].startswith("llama-cpp-python ") and status["models_loaded"] == ["hello"]
+    (loaded,) = json_of(home, "ps")["models"]
+    assert loaded["model"] == "hello" and loaded["state"] == "loaded" and loaded["slots"] > 0
+    (model,) = json_of(home, "model", "list")["models"]
+    assert model["id"] == "hello" and model["loaded"] and model["capabilities"] == ["chat", "completion"]
+
+
+@pytest.mark.parametrize("words", [("ps",), ("status",), ("model", "list"), ("model", "show", "hello")])
+def test_tables_for_people_hold_the_same(home: Peer, words: tuple[str, ...]) -> None:
+    assert home.command("run", "hello", "Hello").returncode == 0
+    done = home.command(*words)
+    assert done.returncode == 0 and "hello" in done.stdout
+
+
+def test_model_that_is_not_there_exits_with_five_and_names_the_nearest(home: Peer) -> None:
+    done = home.command("run", "helo", "Hello")
+    assert done.returncode == 5
+    assert "hello" in done.stderr and done.stdout == ""
+
+
+# -- models
+
+
+def test_imported_model_is_listed_runs_is_shown_and_removed(home: Peer, scripted_gguf: Path) -> None:
+    imported = json_of(home, "model", "import", str(scripted_gguf), "--name", "my/talker")
+    assert imported["id"] == "my/talker"
+    assert model_ids(home) == ["my/talker", "hello"]
+    said = home.command("run", "my/talker", "Hello", "--temperature", "0")
+    assert said.stdout == SCRIPTED_ANSWER + "\n"
+    shown = json_of(home, "model", "show", "my/talker")
+    assert shown["size_bytes"] == scripted_gguf.stat().st_size and re.fullmatch("[0-9a-f]{64}", shown["sha256"])
+    asked = home.command("model", "rm", "my/talker")
+    assert asked.returncode == 2 and "--yes" in asked.stderr and "my/talker" in model_ids(home)
+    assert home.command("model", "rm", "my/talker", "--yes").returncode == 0
+    assert model_ids(home) == ["hello"] and scripted_gguf.exists()
+    assert home.command("run", "my/talker", "Hello").returncode == 5
+    assert not list((home.data_dir / "models" / "blobs").iterdir())
+
+
+def test_file_that_is_no_model_is_refused_with_its_name(home: Peer, tmp_path: Path) -> None:
+    (tmp_path / "letter.gguf").write_text("Dear reader, " * 100)
+    done = home.command("model", "import", str(tmp_path / "letter.gguf"))
+    assert done.returncode == 1 and "letter.gguf" in done.stderr and "Traceback" not in done.stderr
+    missing = home.command("model", "import", str(tmp_path / "nothing.gguf"))
+    assert missing.returncode == 5
+    assert model_ids(home) == ["hello"]
+
+
+def test_file_put_into_the_models_folder_appears_and_one_taken_away_goes(
+    tmp_path: Path, tiny_gguf: Path, scripted_gguf: Path
+) -> None:
+    models = tmp_path / "models"
+    placed(models, leaving=tiny_gguf)
+    with Peer.started(tmp_path / "data", "--models-dir", str(models)) as peer:
+        assert model_ids(peer) == ["leaving", "hello"]
+        (models / "leaving.gguf").unlink()
+        placed(models / "somebody", coming=scripted_gguf)
+        until(lambda: "leaving" not in model_ids(peer), "the file that went is forgotten")
+        until(lambda: len(model_ids(peer)) == 2, "the file that came is listed")
+        name = model_ids(peer)[0]
+        assert "coming" in name
+        assert peer.command("run", name, "Hello", "--temperature", "0").stdout == SCRIPTED_ANSWER + "\n"
+        refused = peer.command("model", "rm", name, "--yes")
+        assert refused.returncode == 1 and "delete it there" in refused.stderr
+        assert (models / "somebody" / "coming.gguf").exists()
+
+
+# -- two peers
+
+
+def test_second_peer_runs_beside_the_first_with_the_same_models(
+    home: Peer, tmp_path: Path, scripted_gguf: Path
+) -> None:
+    shared = home.data_dir / "models"
+    with Peer.started(tmp_path / "second", "--models-dir", str(shared), "--name", "second") as other:
+        assert other.port != home.port and json_of(other, "status")["name"] == "second"
+        assert json_of(other, "model", "import", str(scripted_gguf), "--name", "shared")["id"] == "shared"
+        until(lambda: "shared" in model_ids(home), "the first peer sees it too")
+        for peer in (home, other):
+            said = peer.command("run", "shared", "Hello", "--temperature", "0")
+            assert said.stdout == SCRIPTED_ANSWER + "\n"
+    assert home.command("model", "rm", "shared", "--yes").returncode == 0
+    assert model_ids(home) == ["hello"]
+
+
+def test_second_peer_in_the_same_data_folder_is_refused_naming_the_process(home: Peer) -> None:
+    done = llm_router(home.data_dir, "up", "--port", "0")
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"process {home.process.pid}" in done.stderr and "fix:" in done.stderr
+    assert home.get("/ready").status == 200
+
+
+def test_busy_port_names_who_has_it(home: Peer, tmp_path: Path) -> None:
+    done = llm_router(tmp_path / "data", "up", "--port", str(home.port))
+    assert done.returncode == 1
+    assert f"port {home.port} is in use by llm-router (process {home.process.pid})" in done.stderr
+    assert "--port 0" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = llm_router(tmp_path / "data", "up", "--port", str(port), "--host", "127.0.0.1")
+    assert done.returncode == 1 and f"(process {os.getpid()})" in done.stderr
+    assert not (tmp_path / "data" / "control.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "expected"),
+    [
+        (("up", "--port", "99999"), {}, ("port", "99999", "--port", "65535")),
+        (("up",), {"LLM_ROUTER_SLOTS": "many"}, ("slots", "many", "LLM_ROUTER_SLOTS", "64")),
+        (("--threads", "-3"), {}, ("threads", "-3", "--threads", "1024")),
+    ],
+)
+def test_bad_setting_ends_the_start_with_one_line(
+    tmp_path: Path, words: tuple[str, ...], env: dict[str, str], expected: tuple[str, ...]
+) -> None:
+    done = llm_router(tmp_path / "data", *words, env=env)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert all(word in line for word in expected), line
+
+
+# -- the end
+
+
+def test_down_ends_the_peer_and_what_needs_one_then_says_so(tmp_path: Path) -> None:
+    with Peer.started(tmp_path / "data") as peer:
+        assert peer.command("run", "hello", "Hello").returncode == 0
+        worker = peer.worker("hello")
+        done = peer.command("down")
+        assert done.returncode == 0, done.stderr
+        assert peer.process.wait(30) == 0
+        assert not worker.is_running()
+        assert not (peer.data_dir / "control.json").exists()
+        after = peer.command("ps")
+    assert after.returncode == 3 and "llm-router" in after.stderr
+
+
+def test_ctrl_c_lets_a_running_answer_end_and_refuses_new_ones(tmp_path: Path, tiny_gguf: Path) -> None:
+    with Peer.started(tmp_path / "data") as peer:
+        assert peer.command("model", "import", str(tiny_gguf), "--name", "tiny").returncode == 0
+        body = chat_body("tiny", "Hello", ignore_eos=True, max_tokens=1500, stream_options={"include_usage": True})
+        stream = peer.stream("/v1/chat/completions", body)
+        events = stream.events()
+        while not stream.text:
+            next(events)
+        peer.signal(signal.SIGINT)
+        until(lambda: "draining 1 request" in peer.stdout, "the peer says that it drains")
+        refused = peer.post("/v1/chat/completions", chat_body("hello", "Hello"))
+        assert refused.status == 503 and refused.headers["Retry-After"]
+        stream.read()
+        assert stream.is_done and stream.finish_reason == "length" and stream.error is None
+        assert stream.usage is not None and stream.usage["completion_tokens"] == 1500
+        assert peer.process.wait(30) == 0
+    assert "Traceback" not in peer.stderr
+
+
+def test_second_ctrl_c_ends_at_once_with_an_error_event(tmp_path: Path) -> None:
+    slow = {"LLM_ROUTER_WORKER": "tests.fixtures.fake_worker --tokens 4000 --rate 20"}
+    with Peer.started(tmp_path / "data", env=slow) as peer:
+        stream = peer.stream("/v1/chat/completions", chat_body("hello", "Hello"))
+        next(stream.events())
+        peer.signal(signal.SIGINT)
+        until(lambda: "Ctrl+C again to stop now" in peer.stdout, "the peer says how to hurry")
+        peer.signal(signal.SIGINT)
+        stream.read()
+        assert stream.error is not None and stream.error["code"] == "stream_interrupted" and not stream.is_done
+        assert peer.process.wait(30) == 0
+
+
+def test_twenty_running_streams_all_end_well_after_sigterm(tmp_path: Path) -> None:
+    """Drill 20: SIGTERM with 20 streams running: drained, no client sees an error."""
+    steady = {"LLM_ROUTER_WORKER": "tests.fixtures.fake_worker --tokens 60 --rate 60"}
+    texts = [f"stream {number}" for number in range(20)]
+    with Peer.started(tmp_path / "data", env=steady) as peer, ThreadPoolExecutor(20) as threads:
+        reading = [
+            threads.submit(lambda t: peer.stream("/v1/chat/completions", chat_body("hello", t, seed=7)).read(), text)
+            for text in texts
+        ]
+        until(lambda: len(peer.ps()["requests"]) == 20, "all twenty are there")
+        peer.signal(signal.SIGTERM)
+        streams = [future.result(60) for future in reading]
+        assert peer.process.wait(30) == 0
+    prompts = [ChatPrompt(messages=(Message(role="user", content=text),)) for text in texts]
+    assert [s.text for s in streams] == [expected_text(prompt, 7, 60) for prompt in prompts]
+    assert all(s.is_done and s.error is None and s.finish_reason == "stop" for s in streams)
+
+
+# -- without the engine
+
+
+@pytest.fixture(scope="module")
+def python_without_engine(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An environment that has all of this one's packages but llama-cpp-python."""
+    folder = tmp_path_factory.mktemp("plain") / "venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    target = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith("llama_cpp"):
+            (target / entry.name).symlink_to(entry)
+    return str(folder / "bin" / "python")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes symbolic links")
+def test_without_the_engine_the_peer_starts_says_so_and_serves_the_rest(
+    tmp_path: Path, python_without_engine: str
+) -> None:
+    with Peer.started(tmp_path / "data", python=python_without_engine) as peer:
+        assert "none: no model can run here" in peer.stdout and "llm-router-mesh[llama]" in peer.stdout
+        assert "llm-router run" not in peer.stdout
+        (model,) = peer.get("/v1/models").json["data"]
+        assert model["id"] == "hello" and model["ready"] is False
+        assert peer.get("/health").status == peer.get("/ready").status == peer.get("/metrics").status == 200
+        refused = peer.post("/v1/chat/completions", chat_body("hello", "Hello"))
+        assert refused.status == 503 and "llm-router-mesh[llama]" in refused.json["error"]["message"]
+        with openai.OpenAI(base_url=f"{peer.url}/v1", api_key="any", max_retries=0) as client:
+            with pytest.raises(openai.InternalServerError) as error:
+                client.chat.completions.create(model="hello", messages=[{"role": "user", "content": "Hello"}])
+            assert (error.value.status_code, error.value.code) == (503, "model_unavailable")
+        failed = peer.command("run", "hello", "Hello")
+        assert failed.returncode == 1 and "llm-router-mesh[llama]" in failed.stderr
+    version = llm_router(tmp_path / "data", "version", python=python_without_engine)
+    assert "no engine" in version.stdout
+    doctor = llm_router(tmp_path / "data", "doctor", "--json", python=python_without_engine)
+    (engine,) = [c for c in json.loads(doctor.stdout)["checks"] if c["name"] == "engine"]
+    assert engine["state"] == "warn" and "llm-router-mesh[llama]" in engine["fix"]
+
+
+# -- commands that need no peer
+
+
+def test_config_says_where_each_value_came_from(tmp_path: Path) -> None:
+    env = {"LLM_ROUTER_SLOTS": "3", "LLM_ROUTER_ADMIN_PASSWORD": "correct horse"}
+    done = llm_router(tmp_path / "data", "config", "--json", env=env)
+    settings = json.loads(done.stdout)
+    assert settings["slots"] == {"value": 3, "origin": "environment LLM_ROUTER_SLOTS"}
+    assert settings["port"] == {"value": 8080, "origin": "default"}
+    assert "correct horse" not in done.stdout + done.stderr
+    table = llm_router(tmp_path / "data", "config", env=env).stdout
+    assert re.search(r"slots\s+3\s+environment LLM_ROUTER_SLOTS", table) and "correct horse" not in table
+
+
+def test_doctor_finds_nothing_wrong_beside_a_running_peer(home: Peer) -> None:
+    done = home.command("doctor", "--json", "--data-dir", str(home.data_dir))
+    checks = {c["name"]: c for c in json.loads(done.stdout)["checks"]}
+    assert checks["engine"]["state"] == checks["packages"]["state"] == checks["data folder"]["state"] == "ok"
+    assert (done.returncode == 1) is any(c["state"] == "fail" for c in checks.values())
+    assert all(c["fix"] for c in checks.values() if c["state"] != "ok")
+
+
+def test_env_points_clients_at_this_peer(home: Peer) -> None:
+    done = home.command("env", "--shell", "bash")
+    lines = dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
+    assert lines["OPENAI_BASE_URL"] == f"{home.url}/v1"
+    with openai.OpenAI(base_url=lines["OPENAI_BASE_URL"], api_key=lines["OPENAI_API_KEY"]) as client:
+        assert [m.id for m in client.models.list()] == ["hello"]
+
+
+def test_version_names_ours_pythons_and_the_engines(tmp_path: Path) -> None:
+    found = json.loads(llm_router(tmp_path / "data", "version", "--json").stdout)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found["llm_router"])
+    assert re.fullmatch(r"3\.1[1-3]\.\d+", found["python"])
+    assert found["llama_cpp_python"] and found["llama_cpp"]
+    assert llm_router(tmp_path / "data", "--version").stdout == f"llm-router {found['llm_router']}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_completion_prints_a_script_for_the_shell(tmp_path: Path, shell: str) -> None:
+    done = llm_router(tmp_path / "data", "completion", shell)
+    assert done.returncode == 0 and "llm-router" in done.stdout and "_LLM_ROUTER_COMPLETE" in done.stdout
+
+
+def test_completion_knows_the_models_of_the_running_peer(home: Peer) -> None:
+    typed = {"_LLM_ROUTER_COMPLETE": "bash_complete", "COMP_WORDS": "llm-router run he", "COMP_CWORD": "2"}
+    done = llm_router(home.data_dir, env=typed)
+    assert done.stdout.strip() == "plain,hello"
