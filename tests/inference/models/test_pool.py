@@ -287,6 +287,30 @@ async def test_room_made_for_one_who_waits_is_not_taken_by_a_newcomer(monkeypatc
     assert house.started == ["a", "b", "a"]
 
 
+async def test_two_models_load_side_by_side_where_there_is_room_for_both() -> None:
+    house = House(PoolLimits(max_loaded=2), {"a": "--slow-load 60"})
+    async with house.pool as pool:
+        slow = asyncio.create_task(use(pool, A))
+        await until(lambda: house.started == ["a"])
+        await use(pool, B)
+        assert house.loaded() == {"b"} and not slow.done()
+        slow.cancel()
+
+
+async def test_one_who_gives_up_lets_those_behind_it_go_on() -> None:
+    house = House(PoolLimits(max_loaded=5, memory_budget_bytes=100, wait_s=WAIT_S, patience_s=WAIT_S))
+    half, whole, other_half = (stored_model(i, size_bytes=n) for i, n in (("x", 50), ("y", 100), ("z", 50)))
+    async with house.pool as pool, pool.lease(half):
+        first = asyncio.create_task(use(pool, whole))
+        await until(lambda: len(pool._seekers) == 1)
+        second = asyncio.create_task(use(pool, other_half))
+        await until(lambda: len(pool._seekers) == 2)
+        first.cancel()
+        async with asyncio.timeout(WAIT_S / 2):
+            await second
+    assert house.started == ["x", "z"]
+
+
 async def test_small_model_need_not_wait_behind_one_that_waits_for_a_place() -> None:
     house = House(PoolLimits(wait_s=WAIT_S, patience_s=WAIT_S))
     async with house.pool as pool:
