@@ -23,14 +23,13 @@ from mesh.errors import NotPrivate, StartError
 from mesh.ownership import require_ours
 from mesh.ports import port_holder
 from mesh.private import require_private
-from mesh.version import ENGINE_PINNED, engine_version
+from mesh.version import ADD_ENGINE, ENGINE_PINNED, engine_version
 
 DISK_WARN_BYTES = 10 * 1000**3
 """A 7B model at 4 bits takes 4.5 GB and its download as much again until it is verified."""
 DISK_FAIL_BYTES = 500 * 1000**2
 MEMORY_WARN_BYTES = 4 * 1024**3
 """A 3B model at 4 bits, its context and the system."""
-INSTALL_ENGINE = "uv tool install 'llm-router-mesh[llama]' (minutes; needs a C++ compiler)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +96,10 @@ def engine(version: str | None, is_importable: bool) -> list[Check]:
     """The llama extra: there, whole, and of the tested version."""
     if version is None or not is_importable:
         found = "llama-cpp-python is not installed: no model can run on this machine"
-        return [Check(name="engine", state="warn", found=found, fix=INSTALL_ENGINE)]
+        return [Check(name="engine", state="warn", found=found, fix=f"{ADD_ENGINE} (minutes; needs a C++ compiler)")]
     if version != ENGINE_PINNED:
         found = f"llama-cpp-python {version}; tested is {ENGINE_PINNED}"
-        return [Check(name="engine", state="warn", found=found, fix=INSTALL_ENGINE)]
+        return [Check(name="engine", state="warn", found=found, fix=f"{ADD_ENGINE} (minutes; needs a C++ compiler)")]
     return [Check(name="engine", state="ok", found=f"llama-cpp-python {version}")]
 
 

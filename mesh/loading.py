@@ -12,6 +12,7 @@ from inference.errors import ModelUnavailable
 from inference.hardware import Hardware, default_threads, memory_budget_bytes
 from inference.models.fit import bytes_needed, context_that_fits, fits
 from inference.models.model import StoredModel
+from mesh.version import ADD_ENGINE
 
 SLOTS = 8
 """Requests at once when nobody chose: slots share one KV cache, so an unused one costs next to nothing."""
@@ -20,8 +21,8 @@ ONE_THREAD_BYTES = 32 * 1024 * 1024
 """Below this a token takes less time than threads need to meet at every layer's barriers."""
 
 ENGINE_MISSING = (
-    "No model can run on this peer: the engine is not installed. Add it with "
-    "`uv tool install 'llm-router-mesh[llama]'` (it is compiled: minutes, and a C++ compiler); see INSTALL.md."
+    f"No model can run on this peer: the engine is not installed. To add it, {ADD_ENGINE} "
+    "(it is compiled: minutes, and a C++ compiler); see INSTALL.md."
 )
 
 

@@ -9,6 +9,9 @@ ENGINE_DISTRIBUTION = "llama-cpp-python"
 ENGINE_PINNED = "0.3.36"
 """The version that the `llama` extra installs and that is tested."""
 
+ADD_ENGINE = "install llm-router-mesh[llama]; in a clone: uv run --extra llama llm-router"
+"""How to add the engine, in a line. It is compiled on the machine: minutes, and a C++ compiler."""
+
 _LLAMA_CPP_COMMITS = {"0.3.36": "0c1e57098", "0.3.35": "4df29be4f"}
 """The llama.cpp that a llama-cpp-python holds; source: its CHANGELOG.md. The package itself does not say."""
 

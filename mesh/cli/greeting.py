@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-INSTALL_ENGINE = "uv tool install 'llm-router-mesh[llama]'"
+from mesh.version import ADD_ENGINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def greeting(start: Start) -> str:
     if start.engine:
         lines += ['  llm-router run hello "What are you?"', ""]
     else:
-        lines += [f"  {INSTALL_ENGINE}   adds the engine: minutes, needs a C++ compiler", ""]
+        lines += [f"  to add the engine, {ADD_ENGINE}", "  (it is compiled: minutes, and a C++ compiler)", ""]
     if start.lan_url:
         lines += [f"  OPEN: other machines use {start.lan_url}/v1, and whoever reaches it needs no key.", ""]
     lines += [f"  warning: {line}" for line in start.warnings]

@@ -85,7 +85,9 @@ def import_file(peer: Peer, file: Path, name: str | None, as_json: bool) -> None
     if as_json:
         print_json(answer)
     else:
-        click.echo(f"imported as {_id(answer)}: llm-router run {_id(answer)}")
+        embeds = isinstance(answer, dict) and "embedding" in (answer.get("capabilities") or ())
+        use = "ask for it at /v1/embeddings" if embeds else f"llm-router run {_id(answer)}"
+        click.echo(f"imported as {_id(answer)}: {use}")
 
 
 @click.command(help="Load a model into memory now.")

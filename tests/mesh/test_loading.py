@@ -82,4 +82,4 @@ def test_without_the_engine_the_message_says_how_to_add_it() -> None:
     with pytest.raises(ModelUnavailable) as refused:
         Loading(budget_bytes=64 * GB, cores=8, has_engine=False).spec(model())
     assert refused.value.message == ENGINE_MISSING
-    assert "uv tool install" in ENGINE_MISSING
+    assert "llm-router-mesh[llama]" in ENGINE_MISSING
