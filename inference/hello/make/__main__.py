@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inference.hello.make", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HELLO, help="the GGUF file to write")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1800, help="training steps of 2,048 tokens")
+    parser.add_argument("--steps", type=int, default=2600, help="training steps of 2,048 tokens")
     parser.add_argument("--weights", type=Path, help="export these weights (.npz) instead of training")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint build/hello.npz")
     a = parser.parse_args()
