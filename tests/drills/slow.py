@@ -41,9 +41,7 @@ def slow(folder: Path) -> list[Figure]:
         assert peer.get("/ready").status == 200
     slower = beside.p99_s / max(alone.p99_s, NOISE_S)
     return [
-        Figure(
-            what="silent from the start", value=closed_s["nothing at all"], limit=limits.headers_s + SLACK_S, unit="s"
-        ),
+        Figure(what="silent from the start", value=closed_s["nothing"], limit=limits.headers_s + SLACK_S, unit="s"),
         Figure(what="slow headers", value=closed_s["headers"], limit=limits.headers_s + SLACK_S, unit="s"),
         Figure(what="slow body", value=closed_s["body"], limit=limits.body_s + LINGER_S + SLACK_S, unit="s"),
         Figure(what="p99 of others, times that without", value=slower, limit=1.5, unit=""),

@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", DRILLS)
 def test_drill_passes(name: str, tmp_path: Path) -> None:
-    """F21: what survives, as the table of drills promises."""
+    """F74: a worker that dies is replaced and nobody notices; and the other promises of the table of drills."""
     figures = DRILLS[name](tmp_path / "drill")
     rows = [(name, figure) for figure in figures]
     assert rows and all(figure.holds(LENIENCY_IN_CI) for figure in figures), "\n" + table(rows)

@@ -35,6 +35,7 @@ async def many(peer: Peer) -> AsyncIterator[AsyncOpenAI]:
 
 
 def test_chat_answers_with_the_models_words_and_counts_tokens(client: OpenAI) -> None:
+    """F1, F178: an OpenAI client needs another base URL and nothing else."""
     answer = client.chat.completions.create(
         model="scripted", messages=[{"role": "user", "content": USER}], temperature=0
     )
