@@ -116,7 +116,7 @@ class EngineClient:
         client._on_progress = on_progress
         await client._child.spawn(
             [sys.executable, "-P", "-m", *shlex.split(worker)],
-            worker_environment(os.environ, spec.threads) | dict(environment or {}),
+            worker_environment(os.environ) | dict(environment or {}),
         )
         ready = False
         try:
@@ -495,7 +495,7 @@ _SECRET = re.compile(
 )
 
 
-def worker_environment(environ: Mapping[str, str], threads: int) -> dict[str, str]:
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What a worker gets of our environment: no secrets, our packages on its path, the engine's settings.
 
     The worker is started with `-P`, so the current folder is not on its path. An installation in site-packages is
@@ -506,16 +506,18 @@ def worker_environment(environ: Mapping[str, str], threads: int) -> dict[str, st
     if root.name not in ("site-packages", "dist-packages"):
         kept["PYTHONPATH"] = os.pathsep.join(p for p in (str(root), kept.get("PYTHONPATH", "")) if p)
     # ggml runs gdb on abort() if it is installed: seconds, in a process that is already lost.
-    return {"GGML_NO_BACKTRACE": "1"} | engine_environment(threads) | kept
+    return {"GGML_NO_BACKTRACE": "1"} | engine_environment() | kept
 
 
-def engine_environment(threads: int) -> dict[str, str]:
+def engine_environment() -> dict[str, str]:
     """OpenMP's settings, which must stand before the library loads; what the user has set wins.
 
-    Threads that spin at barriers lose badly when every core is taken (measured: 50 tok/s fell to 1.7), and
-    waiting passively costs a third when one is free. `threads` 0: the worker leaves a core free, so it may spin.
+    Threads meet at a barrier hundreds of times a token. GNU OpenMP spins there for a millisecond by default, which on a
+    machine in use starves the very thread that is waited for; not spinning at all (OMP_WAIT_POLICY=passive) pays
+    for waking up every time, a third of the speed of a quiet machine. A short spin has neither cost: see
+    docs/performance.md for the figures. Other OpenMP libraries ignore the variable.
     """
-    return {"OMP_WAIT_POLICY": "passive"} if threads >= (os.cpu_count() or 1) else {}
+    return {"GOMP_SPINCOUNT": "500"}
 
 
 _BY_CODE: dict[str | None, type[InferenceError]] = {

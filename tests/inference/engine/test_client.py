@@ -237,7 +237,7 @@ async def test_worker_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_environment_of_a_worker_keeps_what_is_no_secret() -> None:
-    made = worker_environment({"PATH": "/bin", "OMP_WAIT_POLICY": "active", "https_proxy": "http://u:p@h"}, 64)
+    made = worker_environment({"PATH": "/bin", "OMP_WAIT_POLICY": "active", "https_proxy": "http://u:p@h"})
     assert made["PATH"] == "/bin" and made["OMP_WAIT_POLICY"] == "active" and "https_proxy" not in made
 
 
