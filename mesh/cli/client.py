@@ -120,6 +120,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
             continue
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
+            response.read()  # to the very end: the peer would take a hang-up now for a client that left
             return
         event = json.loads(data)
         if "error" in event:
