@@ -349,3 +349,11 @@ def test_completion_knows_the_models_of_the_running_peer(home: Peer) -> None:
     typed = {"_LLM_ROUTER_COMPLETE": "bash_complete", "COMP_WORDS": "llm-router run he", "COMP_CWORD": "2"}
     done = llm_router(home.data_dir, env=typed)
     assert done.stdout.strip() == "plain,hello"
+
+
+def test_commands_read_an_answer_to_its_end_so_that_no_client_seems_to_have_left(home: Peer) -> None:
+    for _ in range(5):
+        assert home.command("run", "hello", "Hello").returncode == 0
+    counted = home.get("/metrics").body.decode()
+    assert 'route="/v1/chat/completions",status="200"' in counted
+    assert 'route="/v1/chat/completions",status="499"' not in counted
