@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.chat import FinishReason, Sampling
-from inference.engine.prefix import Placement, Sequence, Tokens, common_prefix, placed
+from inference.engine.prefix import Parking, Placement, Sequence, Tokens, common_prefix, placed
 from inference.engine.sampling import NotFinite, Sampler
 from inference.engine.text import TextAssembler
 
@@ -164,6 +164,7 @@ class Batcher:
         self._waiting: deque[Work] = deque()
         self._prefilling: list[Work] = []
         self._generating: list[Work] = []
+        self._parking = Parking(context.cells)
         self._clock = 0
         self._crowded = False  # somebody had to leave: nobody comes in until somebody is done
         self.prompt_tokens_evaluated = 0
@@ -198,6 +199,8 @@ class Batcher:
         events: list[Event] = []
         self._drop_cancelled()
         self._admit(events)
+        for sequence in self._parking.surplus(self._sequences):
+            self._empty(sequence)
         n, rows = self._fill()
         if n == 0:
             return events
@@ -232,6 +235,7 @@ class Batcher:
             if self._neighbour_evaluates_more(ids, place.keep):
                 postponed.append(work)
                 continue
+            self._parking.admitted(ids, place.keep)
             self._occupy(work, place)
             self._prefilling.append(work)
             if not work.announced:
@@ -378,6 +382,7 @@ class Batcher:
 
     def _empty(self, seq: Sequence) -> None:
         self._context.forget(seq.id)
+        self._parking.given_up(seq.tokens)
         seq.tokens = array("i")
 
     def _fail_all(self, events: list[Event], reason: str) -> None:
