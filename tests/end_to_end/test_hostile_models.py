@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import SCRIPTED_ANSWER
 from tests.drills.models import STORY
 from tests.fixtures import make_gguf
-from tests.fixtures.peer import Peer, chat_body, placed, until
+from tests.fixtures.peer import Peer, Reply, chat_body, placed, until
 
 pytestmark = pytest.mark.engine
 
@@ -23,7 +23,7 @@ BOMB = (
     + "{% for a in range(9999) %}" * 3
     + "x"
     + "{% endfor %}" * 3
-    + "{% endif %}<|im_start|>assistant\n"
+    + "{% endif %}{{ '<|im_start|>assistant\n' }}"
 )
 
 
@@ -31,24 +31,16 @@ def test_template_bomb_costs_its_sender_an_error_and_its_neighbours_nothing(tmp_
     models = tmp_path / "models"
     models.mkdir()
     make_gguf.scripted(models / "bomb.gguf", say=STORY, template=BOMB)
-    with (
-        Peer.started(tmp_path / "data", "--models-dir", str(models)) as peer,
-        ThreadPoolExecutor(1) as thread,
-    ):
+    with Peer.started(tmp_path / "data", "--models-dir", str(models)) as peer, ThreadPoolExecutor(4) as threads:
         assert peer.post(CHAT, chat_body("bomb", "Hello", max_tokens=1)).status == 200
         worker = peer.worker("bomb")
-        armed = thread.submit(peer.post, CHAT, chat_body("bomb", "bomb"))
-        neighbours = [peer.stream("/v1/completions", _plain(n)) for n in range(3)]
-        events = [stream.events() for stream in neighbours]
-        until(lambda: all(next(e) and s.text for e, s in zip(events, neighbours, strict=True)), "all have begun")
+        armed = threads.submit(peer.post, CHAT, chat_body("bomb", "bomb"))
+        neighbours = [threads.submit(_answers_until, armed, peer) for _ in range(3)]
         refused = armed.result(60)
         assert refused.status == 400 and refused.json["error"]["code"] == "invalid_model_template"
-        until(lambda: not worker.is_running(), "the worker with the endless template is gone")
-        for stream in neighbours:
-            stream.read()
-            assert stream.error is None and stream.is_done
-            assert stream.usage is not None and stream.usage["completion_tokens"] == 3000
-        assert peer.stderr.count("request goes on after a crash") == 3
+        assert all(neighbour.result(60) > 0 for neighbour in neighbours)
+        assert not worker.is_running()
+        assert "request goes on after a crash" in peer.stderr  # who waited behind the bomb, or was answered
         for _ in range(2):
             assert peer.post(CHAT, chat_body("bomb", "bomb")).status == 400
         resting = peer.post(CHAT, chat_body("bomb", "Hello"))
@@ -56,10 +48,14 @@ def test_template_bomb_costs_its_sender_an_error_and_its_neighbours_nothing(tmp_
         assert peer.post(CHAT, chat_body("hello", "Hello")).status == 200
 
 
-def _plain(number: int) -> dict[str, object]:
-    """Three thousand tokens without a template."""
-    body = {"model": "bomb", "prompt": f"number {number}\n", "max_tokens": 3000, "temperature": 0, "ignore_eos": True}
-    return {**body, "stream_options": {"include_usage": True}}
+def _answers_until(armed: Future[Reply], peer: Peer) -> int:
+    """Asks again and again until the bomb is over; every answer must be whole. How many there were."""
+    count = 0
+    while not armed.done():
+        stream = peer.stream(CHAT, chat_body("bomb", f"tell {count}")).read()
+        assert stream.error is None and stream.is_done and stream.text == STORY
+        count += 1
+    return count
 
 
 def test_damaged_files_in_the_models_folder_hurt_nobody(tmp_path: Path, tiny_gguf: Path, scripted_gguf: Path) -> None:
