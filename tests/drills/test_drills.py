@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,7 @@ import pytest
 from tests.drills.drills import DRILLS
 from tests.drills.figure import LENIENCY_IN_CI, Figure, table
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="sends signals"),
-]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", DRILLS)

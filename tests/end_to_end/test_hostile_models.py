@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random
-import signal
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import SCRIPTED_ANSWER
 from tests.drills.models import STORY
 from tests.fixtures import make_gguf
-from tests.fixtures.peer import Peer, Reply, chat_body, placed, until
+from tests.fixtures.peer import Peer, Reply, chat_body, placed
 
 pytestmark = pytest.mark.engine
 
@@ -98,20 +96,3 @@ def test_two_models_that_fit_only_one_at_a_time_both_serve_everybody(
         assert list(threads.map(ask, range(24))) == [200] * 24
         states = {m["model"]: m["state"] for m in peer.ps()["models"]}
         assert list(states.values()) == ["loaded"]
-
-
-def test_killed_peer_leaves_no_worker_and_starts_again_in_its_folder(tmp_path: Path) -> None:
-    with Peer.started(tmp_path / "data") as peer:
-        assert peer.post(CHAT, chat_body("hello", "Hello")).status == 200
-        worker = peer.worker("hello")
-        peer.signal(signal.SIGKILL)
-        peer.process.wait(30)
-        until(lambda: not _runs(worker), "the worker ends with its peer")
-        asked = peer.command("status")
-        assert asked.returncode == 3 and "no peer is running" in asked.stderr
-    with Peer.started(tmp_path / "data") as again:
-        assert again.post(CHAT, chat_body("hello", "Hello")).status == 200
-
-
-def _runs(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
-import sys
-import sysconfig
-import venv
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from inference.chat import ChatPrompt, Message
 from tests.conftest import SCRIPTED_ANSWER
-from tests.fixtures.fake_worker import expected_text
-from tests.fixtures.peer import Peer, chat_body, llm_router, placed, until
+from tests.fixtures.peer import Peer, llm_router, placed, until
 
 pytestmark = pytest.mark.engine
 
@@ -209,96 +202,6 @@ def test_down_ends_the_peer_and_what_needs_one_then_says_so(tmp_path: Path) -> N
         assert not (peer.data_dir / "control.json").exists()
         after = peer.command("ps")
     assert after.returncode == 3 and "llm-router" in after.stderr
-
-
-def test_ctrl_c_lets_a_running_answer_end_and_refuses_new_ones(tmp_path: Path, tiny_gguf: Path) -> None:
-    with Peer.started(tmp_path / "data") as peer:
-        assert peer.command("model", "import", str(tiny_gguf), "--name", "tiny").returncode == 0
-        body = chat_body("tiny", "Hello", ignore_eos=True, max_tokens=1500, stream_options={"include_usage": True})
-        stream = peer.stream("/v1/chat/completions", body)
-        events = stream.events()
-        while not stream.text:
-            next(events)
-        peer.signal(signal.SIGINT)
-        until(lambda: "draining 1 request" in peer.stdout, "the peer says that it drains")
-        refused = peer.post("/v1/chat/completions", chat_body("hello", "Hello"))
-        assert refused.status == 503 and refused.headers["Retry-After"]
-        stream.read()
-        assert stream.is_done and stream.finish_reason == "length" and stream.error is None
-        assert stream.usage is not None and stream.usage["completion_tokens"] == 1500
-        assert peer.process.wait(30) == 0
-    assert "Traceback" not in peer.stderr
-
-
-def test_second_ctrl_c_ends_at_once_with_an_error_event(tmp_path: Path) -> None:
-    slow = {"LLM_ROUTER_WORKER": "tests.fixtures.fake_worker --tokens 4000 --rate 20"}
-    with Peer.started(tmp_path / "data", env=slow) as peer:
-        stream = peer.stream("/v1/chat/completions", chat_body("hello", "Hello"))
-        next(stream.events())
-        peer.signal(signal.SIGINT)
-        until(lambda: "Ctrl+C again to stop now" in peer.stdout, "the peer says how to hurry")
-        peer.signal(signal.SIGINT)
-        stream.read()
-        assert stream.error is not None and stream.error["code"] == "stream_interrupted" and not stream.is_done
-        assert peer.process.wait(30) == 0
-
-
-def test_twenty_running_streams_all_end_well_after_sigterm(tmp_path: Path) -> None:
-    """Drill 20: SIGTERM with 20 streams running: drained, no client sees an error."""
-    steady = {"LLM_ROUTER_WORKER": "tests.fixtures.fake_worker --tokens 60 --rate 60"}
-    texts = [f"stream {number}" for number in range(20)]
-    with Peer.started(tmp_path / "data", env=steady) as peer, ThreadPoolExecutor(20) as threads:
-        reading = [
-            threads.submit(lambda t: peer.stream("/v1/chat/completions", chat_body("hello", t, seed=7)).read(), text)
-            for text in texts
-        ]
-        until(lambda: len(peer.ps()["requests"]) == 20, "all twenty are there")
-        peer.signal(signal.SIGTERM)
-        streams = [future.result(60) for future in reading]
-        assert peer.process.wait(30) == 0
-    prompts = [ChatPrompt(messages=(Message(role="user", content=text),)) for text in texts]
-    assert [s.text for s in streams] == [expected_text(prompt, 7, 60) for prompt in prompts]
-    assert all(s.is_done and s.error is None and s.finish_reason == "stop" for s in streams)
-
-
-# -- without the engine
-
-
-@pytest.fixture(scope="module")
-def python_without_engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An environment that has all of this one's packages but llama-cpp-python."""
-    folder = tmp_path_factory.mktemp("plain") / "venv"
-    venv.create(folder, with_pip=False, symlinks=True)
-    target = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if not entry.name.startswith("llama_cpp"):
-            (target / entry.name).symlink_to(entry)
-    return str(folder / "bin" / "python")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="makes symbolic links")
-def test_without_the_engine_the_peer_starts_says_so_and_serves_the_rest(
-    tmp_path: Path, python_without_engine: str
-) -> None:
-    with Peer.started(tmp_path / "data", python=python_without_engine) as peer:
-        assert "none: no model can run here" in peer.stdout and "llm-router-mesh[llama]" in peer.stdout
-        assert "llm-router run" not in peer.stdout
-        (model,) = peer.get("/v1/models").json["data"]
-        assert model["id"] == "hello" and model["ready"] is False
-        assert peer.get("/health").status == peer.get("/ready").status == peer.get("/metrics").status == 200
-        refused = peer.post("/v1/chat/completions", chat_body("hello", "Hello"))
-        assert refused.status == 503 and "llm-router-mesh[llama]" in refused.json["error"]["message"]
-        with openai.OpenAI(base_url=f"{peer.url}/v1", api_key="any", max_retries=0) as client:
-            with pytest.raises(openai.InternalServerError) as error:
-                client.chat.completions.create(model="hello", messages=[{"role": "user", "content": "Hello"}])
-            assert (error.value.status_code, error.value.code) == (503, "model_unavailable")
-        failed = peer.command("run", "hello", "Hello")
-        assert failed.returncode == 1 and "llm-router-mesh[llama]" in failed.stderr
-    version = llm_router(tmp_path / "data", "version", python=python_without_engine)
-    assert "no engine" in version.stdout
-    doctor = llm_router(tmp_path / "data", "doctor", "--json", python=python_without_engine)
-    (engine,) = [c for c in json.loads(doctor.stdout)["checks"] if c["name"] == "engine"]
-    assert engine["state"] == "warn" and "llm-router-mesh[llama]" in engine["fix"]
 
 
 # -- commands that need no peer
