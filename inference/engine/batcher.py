@@ -167,6 +167,8 @@ class Batcher:
         self._parking = Parking(context.cells)
         self._clock = 0
         self._crowded = False  # somebody had to leave: nobody comes in until somebody is done
+        self._prompts: frozenset[int] = frozenset()  # whose prompt is in the evaluation that runs; read by any thread
+        self._was_aborted = False
         self.prompt_tokens_evaluated = 0
         self.tokens_made = 0
 
@@ -184,9 +186,14 @@ class Batcher:
         """Queue `work`; the peer bounds how many there are."""
         self._waiting.append(work)
 
-    def prefilling(self, rid: int) -> bool:
-        """Is `rid` among those whose prompt is being evaluated?"""
-        return any(w.rid == rid for w in self._prefilling)
+    def may_abort(self, rid: int) -> bool:
+        """Whether to abort the evaluation that runs, now that `rid` is cancelled. Any thread may ask.
+
+        Worth it for a prompt only: a token takes no longer. Never twice in a row, or who cancels often enough (a client
+        that asks at every keystroke) would keep everybody else from ever getting a token; and never where the cells of
+        others cannot be rewound.
+        """
+        return self._can_rewind and not self._was_aborted and rid in self._prompts
 
     def cancel(self, rid: int) -> None:
         """Drop `rid` at the next step, without an event. Unknown ids are ignored."""
@@ -205,6 +212,8 @@ class Batcher:
         if n == 0:
             return events
         result = self._context.decode(n)
+        self._was_aborted = result == 2
+        self._prompts = frozenset()
         if result == 0:
             self._advance(rows, events)
         else:
@@ -240,7 +249,7 @@ class Batcher:
             self._prefilling.append(work)
             if not work.announced:
                 work.announced = True
-                events.append(Admitted(work.rid, work.prompt_tokens, min(place.keep, work.prompt_tokens)))
+                events.append(Admitted(work.rid, work.prompt_tokens, min(work.evaluated, work.prompt_tokens)))
         self._waiting.extendleft(reversed(postponed))
 
     def _neighbour_evaluates_more(self, ids: Tokens, keep: int) -> bool:
@@ -282,11 +291,13 @@ class Batcher:
             c.sequence[i] = work.seq.id
         c.wants_row[:n] = 1
         room = min(c.batch_size, n + PREFILL_TOKENS)
+        prompts = []
         for work in self._prefilling:
             count = min(room - n, len(work.ids) - work.evaluated)
             if count <= 0:
                 break
             assert work.seq is not None
+            prompts.append(work.rid)
             end = n + count
             start = work.evaluated
             c.token[n:end] = work.ids[start : start + count]
@@ -297,6 +308,7 @@ class Batcher:
                 c.wants_row[end - 1] = 1
                 rows.append(work)
             n = end
+        self._prompts = frozenset(prompts)
         return n, rows
 
     # ---- 5: what came of it
@@ -322,7 +334,10 @@ class Batcher:
                 token = work.sampler.pick(logits[i])
             except NotFinite as error:
                 events.append(Failed(work.rid, f"the model computed no usable next token ({error})"))
+                seq = work.seq
                 self._release(work)
+                assert seq is not None
+                self._empty(seq)  # what made the nonsense may be in its cells: nobody shall find it as a prefix
                 continue
             made = work.advance(token, self._vocabulary)
             self.tokens_made += 1

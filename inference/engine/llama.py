@@ -77,7 +77,6 @@ class Model:
         self.can_rewind = not (C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle))
         self.is_eog = bytes(bool(C.llama_vocab_is_eog(self.vocab, t)) for t in range(self.vocab_size))
         self.pieces: list[bytes | None] = [None] * self.vocab_size
-        self._buffer = ctypes.create_string_buffer(512)
 
     def tokenize(self, text: str, *, special: bool, add_special: bool) -> Tokens:
         """Token ids of `text`, int32 (n,). `special`: control tokens in the text are parsed as such."""
@@ -92,14 +91,15 @@ class Model:
         return out[: max(n, 0)].copy()
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one token; control tokens have none."""
+        """The bytes of one token; control tokens have none. Any thread: each call has a buffer of its own."""
         known = self.pieces[token]
         if known is None:
-            n = C.llama_token_to_piece(self.vocab, token, self._buffer, len(self._buffer), 0, False)
+            buffer = ctypes.create_string_buffer(64)
+            n = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
             if n < 0:
-                self._buffer = ctypes.create_string_buffer(-n)
-                n = C.llama_token_to_piece(self.vocab, token, self._buffer, len(self._buffer), 0, False)
-            known = self.pieces[token] = self._buffer.raw[:n]
+                buffer = ctypes.create_string_buffer(-n)
+                n = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            known = self.pieces[token] = buffer.raw[:n]
         return known
 
     def token_text(self, token: int) -> str:

@@ -72,7 +72,8 @@ class Worker:
         self._context = Context(
             self._model, cells=cells, sequences=sequences, threads=threads, embedding=spec.embedding
         )
-        per_request = min(spec.context_per_request or trained, trained, self._context.cells)
+        longest = self._context.batch_size if spec.embedding else self._context.cells  # llama.cpp rounds cells up
+        per_request = min(spec.context_per_request or trained, trained, longest)
         watchdog = Watchdog(channel)
         watchdog.arm(None)
         template = compiled(self._model)
@@ -104,7 +105,7 @@ class Worker:
                 self._to_prepare.put(frame)
             case ["cancel", int() as rid]:
                 self._post("cancel", rid)
-                if self._batcher.prefilling(rid) or self._embedder:
+                if (self._embedder or self._batcher).may_abort(rid):
                     self._context.abort(True)
             case ["threads", int() as n] if n > 0:
                 self._post("threads", n)

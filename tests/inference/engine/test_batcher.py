@@ -266,3 +266,78 @@ def test_unusable_logits_fail_only_their_own_request(monkeypatch: pytest.MonkeyP
     events = list(run(batcher))
     assert [e.rid for e in events if isinstance(e, Failed)] == [1]
     assert answers(events)[2] == alone([1, 2], 5)
+
+
+def test_unusable_logits_leave_nothing_behind_that_another_prompt_could_begin_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = FakeContext(cells=500, sequences=4)
+    batcher = Batcher(context, FakeModel(), slots=2, parked=2, can_rewind=True)
+    honest = context.logits
+    monkeypatch.setattr(context, "logits", lambda rows: np.full((rows, VOCAB), np.nan, np.float32))
+    batcher.submit(work(1, [9] * 80, 5))
+    assert [type(e) for e in run(batcher)] == [Admitted, Failed]
+    monkeypatch.setattr(context, "logits", honest)
+    batcher.submit(work(2, [9] * 90, 3))
+    events = list(run(batcher))
+    assert Admitted(2, 90, 0) in events
+    assert answers(events)[2] == alone([9] * 90, 3)
+
+
+class Cancelling(FakeContext):
+    """In every evaluation a client leaves whose prompt is in it, and the batcher is asked what that is worth."""
+
+    batcher: Batcher
+    aborted: int = 0
+
+    def decode(self, n: int) -> int:
+        rid = max(w.rid for w in self.batcher._prefilling) if self.batcher._prefilling else 0
+        assert not self.batcher.may_abort(1)  # it only generates
+        self.batcher.cancel(rid)
+        if self.batcher.may_abort(rid):
+            self.aborted += 1
+            return 2
+        return super().decode(n)
+
+
+def test_clients_that_leave_at_every_step_cannot_stop_the_stream_of_another() -> None:
+    context = Cancelling(cells=5000, sequences=4, batch_size=64)
+    context.batcher = batcher = Batcher(context, FakeModel(), slots=4, parked=0, can_rewind=True)
+    batcher.submit(work(1, [1, 2, 3], 20))
+    context.batcher = Batcher(context, FakeModel(), slots=4, parked=0, can_rewind=True)  # nobody leaves yet
+    events = batcher.step()
+    context.batcher = batcher
+    for rid in range(2, 42):
+        batcher.submit(work(rid, [rid] * 60, 1))
+        events += batcher.step()
+    assert answers(events)[1] == alone([1, 2, 3], 20)
+    assert context.aborted > 10
+
+
+def test_a_request_that_waits_for_its_turn_in_prefill_is_not_worth_an_abort() -> None:
+    context = FakeContext(cells=5000, sequences=2, batch_size=64)
+    batcher = Batcher(context, FakeModel(), slots=2, parked=0, can_rewind=True)
+    seen: list[tuple[bool, bool]] = []
+    evaluate = context.decode
+
+    def decode(n: int) -> int:
+        seen.append((batcher.may_abort(1), batcher.may_abort(2)))
+        return evaluate(n)
+
+    context.decode = decode  # type: ignore[method-assign]
+    batcher.submit(work(1, [1] * 100, 1))
+    batcher.submit(work(2, [2] * 100, 1))
+    list(run(batcher))
+    assert seen == [(True, False), (True, True), (False, True), (False, True)]
+    assert not batcher.may_abort(2)
+
+
+def test_a_model_that_cannot_rewind_is_never_aborted_because_everybody_would_begin_again() -> None:
+    context = FakeContext(cells=5000, sequences=2, can_rewind=False)
+    batcher = Batcher(context, FakeModel(), slots=2, parked=0, can_rewind=False)
+    seen: list[bool] = []
+    evaluate = context.decode
+    context.decode = lambda n: (seen.append(batcher.may_abort(1)), evaluate(n))[1]  # type: ignore[method-assign, func-returns-value]
+    batcher.submit(work(1, [1] * 100, 1))
+    list(run(batcher))
+    assert seen and not any(seen)

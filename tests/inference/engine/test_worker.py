@@ -409,6 +409,25 @@ async def test_input_longer_than_the_context_is_named_by_its_place(embed_gguf: P
             await client.embed(EmbeddingRequest(id="e", model="m", inputs=((1,), (1,) * 17)))
 
 
+async def test_one_text_to_embed_does_not_wait_for_a_thousand(embedder: EngineClient) -> None:
+    many = asyncio.create_task(
+        embedder.embed(EmbeddingRequest(id="many", model="m", inputs=tuple((1 + i % 90, 7) for i in range(2000))))
+    )
+    await until(lambda: embedder.active == 1)
+    one = asyncio.create_task(embedder.embed(EmbeddingRequest(id="one", model="m", inputs=((5, 6),))))
+    async with asyncio.timeout(WAIT_S):
+        done, _ = await asyncio.wait((many, one), return_when=asyncio.FIRST_COMPLETED)
+        assert done == {one}
+        assert len((await many).vectors) == 2000
+
+
+async def test_input_longer_than_a_batch_is_refused_even_where_the_context_was_rounded_up(embed_gguf: Path) -> None:
+    async with engine(embed_gguf, embedding=True, context=100) as client:
+        assert client.info.context == 100
+        with pytest.raises(ContextLengthExceeded, match="100 tokens"):
+            await asyncio.wait_for(client.embed(EmbeddingRequest(id="e", model="m", inputs=((1,) * 101,))), WAIT_S)
+
+
 # -- files that mean harm
 
 
