@@ -1,11 +1,13 @@
 """From a request on the wire to work for the batcher: the template, the tokens, the limits. On the worker's side.
 
 The watchdog ends the process when a model's chat template takes longer than `TEMPLATE_S`: a thread cannot be stopped,
-a process can.
+a process can. One operation in C may keep the interpreter's lock for longer than that, and the watchdog from waking:
+then faulthandler's own thread, which needs no lock, ends the process.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
 import threading
@@ -22,6 +24,9 @@ from inference.errors import ContextLengthExceeded, InvalidRequest
 
 TEMPLATE_S = 2.0
 """A template that renders longer ends the process; the sandbox stops code, not exhaustion."""
+
+LOCKED_S = 1.0
+"""How much later the process is ended without a word, its exit code then being 1."""
 
 EXIT_TEMPLATE = 65
 
@@ -119,9 +124,11 @@ class Watchdog:
         self._timer = threading.Timer(TEMPLATE_S, self._bite)
         self._timer.daemon = True
         self._timer.start()
+        faulthandler.dump_traceback_later(TEMPLATE_S + LOCKED_S, exit=True)
 
     def disarm(self) -> None:
         """The template is done."""
+        faulthandler.cancel_dump_traceback_later()
         if self._timer:
             self._timer.cancel()
             self._timer = None
