@@ -26,8 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import inference
 from inference.chat import Chunk, EmbeddingRequest, Embeddings, Generation, Started
+from inference.engine import pulse
 from inference.engine.frames import Decoder, Frame, FrameError, encode, generation_out
 from inference.engine.spec import EngineInfo, EngineSpec
 from inference.errors import (
@@ -96,6 +99,8 @@ class EngineClient:
         self._rids = itertools.count(1)
         self._mailboxes: dict[int, _Mailbox] = {}
         self._embeddings: dict[int, asyncio.Future[Embeddings]] = {}
+        self._pulse = pulse.Pulse()
+        self._next_look: asyncio.TimerHandle | None = None
 
     @classmethod
     async def start(
@@ -134,6 +139,7 @@ class EngineClient:
             if not ready:
                 await client.close(grace_s=0)
         log.info("worker ready", extra={"pid": client.pid, "load_s": client.info.load_s})
+        client._look()
         return client
 
     async def generate(
@@ -207,11 +213,6 @@ class EngineClient:
         return len(self._mailboxes) + len(self._embeddings)
 
     @property
-    def silent_s(self) -> float:
-        """Seconds since the worker last sent anything. Long silence is legal: a long prompt is one decode."""
-        return self._loop.time() - self._child.heard_at
-
-    @property
     def stderr_lines(self) -> tuple[str, ...]:
         """The last lines the worker wrote to stderr."""
         return tuple(self._child.stderr)
@@ -264,7 +265,25 @@ class EngineClient:
         if answer is not None and not answer.done():
             answer.set_exception(error)
 
+    def _look(self) -> None:
+        """Kills a worker that hangs; who waits for it gets WorkerDied, and goes on elsewhere."""
+        if self.died.done():
+            return
+        is_busy = self.active > 0
+        fault = self._pulse.fault(
+            self._loop.time(),
+            is_busy=is_busy,
+            heard_at=self._child.heard_at,
+            processor_s=processor_seconds(self.pid) if is_busy else None,
+        )
+        if fault is not None:
+            log.error("worker hangs", extra={"pid": self.pid, "reason": fault, "active": self.active})
+            self._child.kill(fault)
+        self._next_look = self._loop.call_later(pulse.LOOK_EVERY_S, self._look)
+
     def _ended(self, death: Death) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
         level = logging.DEBUG if death.asked else logging.WARNING
         log.log(level, "worker ended", extra={"pid": self.pid, "reason": death.reason, "active": self.active})
         for rid in (*self._mailboxes, *self._embeddings):
@@ -354,7 +373,7 @@ class _Child(asyncio.SubprocessProtocol):
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self._open = {"stdout", "stderr", "process"}
-        self._broken = ""  # what was wrong with the frames
+        self._fault = ""  # what it did for which we killed it
         self._straggler: asyncio.TimerHandle | None = None
         self._transport: asyncio.SubprocessTransport
         self._stdin: asyncio.WriteTransport
@@ -386,7 +405,9 @@ class _Child(asyncio.SubprocessProtocol):
         """Waits while the worker is behind with reading."""
         await self._writable.wait()
 
-    def kill(self) -> None:
+    def kill(self, fault: str = "") -> None:
+        """Ends the process at once; `fault`: what it did, if it was not asked to end."""
+        self._fault = self._fault or fault
         if "process" in self._open:
             try:
                 self._transport.kill()
@@ -412,16 +433,16 @@ class _Child(asyncio.SubprocessProtocol):
         if fd == 2:
             self._take_stderr(data)
             return
-        if self._broken:
+        if self._fault:
             return
         self.heard_at = self._loop.time()
         try:
             for frame in self._decoder.feed(data):
                 self._receive(frame)
         except (FrameError, ValueError, TypeError, KeyError) as error:
-            self._broken = str(error) or repr(error)
-            log.error("worker sent nonsense", extra={"pid": self.pid, "reason": self._broken})
-            self.kill()
+            reason = str(error) or repr(error)
+            log.error("worker sent nonsense", extra={"pid": self.pid, "reason": reason})
+            self.kill(f"broke the protocol ({reason})")
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 0:
@@ -443,8 +464,7 @@ class _Child(asyncio.SubprocessProtocol):
 
     def _no_more_waiting(self) -> None:
         if "process" in self._open:
-            self._broken = self._broken or "closed its channel and went on running"
-            self.kill()  # process_exited follows
+            self.kill("broke the protocol (closed its channel and went on running)")  # process_exited follows
             self._open.difference_update(("stdout", "stderr"))
         else:
             self._finish()
@@ -459,7 +479,7 @@ class _Child(asyncio.SubprocessProtocol):
             self._take_stderr(b"\n")
         self._writable.set()
         self._transport.close()
-        self._ended(death_of(self._transport.get_returncode(), broken=self._broken, asked=self.asked))
+        self._ended(death_of(self._transport.get_returncode(), fault=self._fault, asked=self.asked))
 
     def _take_stderr(self, data: bytes) -> None:
         *lines, rest = (self._line + data).split(b"\n")
@@ -471,11 +491,20 @@ class _Child(asyncio.SubprocessProtocol):
                 log.debug("worker says", extra={"pid": self.pid, "line": text})
 
 
-def death_of(exit_code: int | None, *, broken: str, asked: bool) -> Death:
-    """What an exit code means. `broken`: what was wrong with its frames, for which we killed it, or ""."""
+def processor_seconds(pid: int) -> float | None:
+    """Processor time a process has used so far; None when that cannot be known."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except (psutil.Error, OSError):
+        return None
+    return float(times.user + times.system)
+
+
+def death_of(exit_code: int | None, *, fault: str, asked: bool) -> Death:
+    """What an exit code means. `fault`: what it did for which we killed it, or ""."""
     outside = {None, -1, -2, -9, -15}  # unknown, SIGHUP, SIGINT, SIGKILL, SIGTERM
-    if broken:
-        reason = f"broke the protocol ({broken})"
+    if fault:
+        reason = fault
     elif exit_code is None:
         reason = "ended"
     elif exit_code < 0:
@@ -485,7 +514,7 @@ def death_of(exit_code: int | None, *, broken: str, asked: bool) -> Death:
             reason = f"was ended by signal {-exit_code}"
     else:
         reason = f"exited with code {exit_code if exit_code < 2**31 else hex(exit_code)}"
-    blames = not asked and (bool(broken) or exit_code not in outside)
+    blames = not asked and (bool(fault) or exit_code not in outside)
     return Death(exit_code=exit_code, reason=reason, asked=asked, blames_model=blames)
 
 
@@ -517,7 +546,7 @@ def engine_environment() -> dict[str, str]:
     for waking up every time, a third of the speed of a quiet machine. A short spin has neither cost: see
     docs/performance.md for the figures. Other OpenMP libraries ignore the variable.
     """
-    return {"GOMP_SPINCOUNT": "500"}
+    return {"GOMP_SPINCOUNT": "3000"}
 
 
 _BY_CODE: dict[str | None, type[InferenceError]] = {

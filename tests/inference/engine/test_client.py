@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from inference.chat import Chunk, EmbeddingRequest, Generation, Produced, Sampling, TextPrompt
+from inference.engine import pulse
 from inference.engine.client import EngineClient, LoadCrashed, death_of, error_in, worker_environment
 from inference.engine.spec import EngineSpec
 from inference.errors import (
@@ -220,6 +221,37 @@ async def test_close_ends_even_a_worker_that_does_not_listen() -> None:
         assert client.died.result().asked and not client.died.result().blames_model
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP is POSIX")
+async def test_worker_that_hangs_is_killed_and_its_requests_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(pulse, "STILL_S", 0.2)
+    async with engine("--rate 100 --tokens 100000 --context 200000") as client:
+        stream = client.generate(generation())
+        await anext(stream)
+        await anext(stream)
+        os.kill(client.pid, signal.SIGSTOP)
+        async with asyncio.timeout(WAIT_S):
+            with pytest.raises(WorkerDied, match="hung: it said and computed nothing"):
+                async for _ in stream:
+                    pass
+            death = await client.died
+    assert death.blames_model and not death.asked
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP is POSIX")
+async def test_worker_that_has_nothing_to_do_may_be_as_still_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(pulse, "STILL_S", 0.02)
+    async with engine() as client:
+        os.kill(client.pid, signal.SIGSTOP)
+        first = client._pulse._looked_at
+        await until(lambda: client._pulse._looked_at > first + 0.1)
+        assert client.alive
+        monkeypatch.setattr(pulse, "STILL_S", WAIT_S)
+        os.kill(client.pid, signal.SIGCONT)
+        assert (await read(client, generation()))[-1].finish_reason == "stop"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sessions are POSIX")
 async def test_worker_has_its_own_session_so_ctrl_c_is_not_for_it() -> None:
     async with engine() as client:
@@ -275,9 +307,9 @@ def test_error_frames_keep_every_field(status: int, code: str | None, kind: type
 
 def test_only_an_end_from_inside_blames_the_model() -> None:
     def blames(code: int | None, **changes: object) -> bool:
-        return death_of(code, **({"broken": "", "asked": False} | changes)).blames_model  # type: ignore[arg-type]
+        return death_of(code, **({"fault": "", "asked": False} | changes)).blames_model  # type: ignore[arg-type]
 
     assert blames(-int(signal.SIGSEGV)) and blames(1) and blames(0xC0000005)
     assert not blames(-9) and not blames(-15) and not blames(None)
     assert not blames(1, asked=True)
-    assert blames(-9, broken="nonsense")
+    assert blames(-9, fault="broke the protocol")
