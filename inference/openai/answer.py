@@ -120,17 +120,24 @@ def error_event(error: InferenceError) -> bytes:
 
 
 def embeddings_json(embeddings: Embeddings, model: str, encoding: Literal["float", "base64"]) -> bytes:
-    """The body that answers /v1/embeddings. Large ones take a while: call it off the event loop."""
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _floats(vector) if encoding == "float" else base64.b64encode(vector).decode(),
-        }
+    """The body that answers /v1/embeddings. Large ones take a while: call it off the event loop.
+
+    One vector at a time: `json.dumps` keeps the interpreter's lock until it is done, which is seconds for millions of
+    floats.
+    """
+    data = b", ".join(
+        b'{"object": "embedding", "index": %d, "embedding": %b}' % (index, _vector_json(vector, encoding))
         for index, vector in enumerate(embeddings.vectors)
-    ]
+    )
     usage = {"prompt_tokens": embeddings.prompt_tokens, "total_tokens": embeddings.prompt_tokens}
-    return json.dumps({"object": "list", "data": data, "model": model, "usage": usage}).encode()
+    tail = json.dumps({"model": model, "usage": usage}).encode()
+    return b'{"object": "list", "data": [' + data + b"], " + tail.removeprefix(b"{")
+
+
+def _vector_json(vector: bytes, encoding: Literal["float", "base64"]) -> bytes:
+    if encoding == "base64":
+        return b'"' + base64.b64encode(vector) + b'"'
+    return json.dumps(_floats(vector)).encode()
 
 
 def _floats(vector: bytes) -> Sequence[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 from typing import Any
 
@@ -105,6 +106,23 @@ def test_vectors_are_written_in_order_and_in_both_encodings() -> None:
     assert [(d["index"], d["embedding"]) for d in floats["data"]] == [(0, [1.0]), (1, [-0.5])]
     assert floats["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
     assert json.loads(embeddings_json(made, "m", "base64"))["data"][0]["embedding"] == "AACAPw=="
+
+
+def test_embeddings_are_written_one_vector_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`json.dumps` keeps the interpreter's lock, and the event loop waiting, until it is done."""
+    lengths: list[int] = []
+    dumps = json.dumps
+
+    def dumped(value: object) -> str:
+        lengths.append(len(dumps(value)))
+        return dumps(value)
+
+    monkeypatch.setattr("inference.openai.answer.json.dumps", dumped)
+    made = Embeddings(vectors=(array.array("f", [0.25, -1.5]).tobytes(),) * 100, dim=2, prompt_tokens=9)
+    body = json.loads(embeddings_json(made, "m", "float"))
+    assert [item["embedding"] for item in body["data"]] == [[0.25, -1.5]] * 100
+    assert [item["index"] for item in body["data"]] == list(range(100))
+    assert max(lengths) < 100
 
 
 def test_no_text_can_end_a_comment_or_an_event_early() -> None:
