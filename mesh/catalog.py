@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
-from inference.errors import InvalidRequest
+from inference.errors import CapacityError, InvalidRequest
 from inference.models import names
 from inference.models.model import StoredModel
 from inference.models.pool import Pool
@@ -74,10 +74,8 @@ class Catalog:
         stopped = False
         try:
             while True:
-                await asyncio.to_thread(self._store.hash_pending, lambda: stopped)
+                await asyncio.to_thread(look, self._store, lambda: stopped)
                 await asyncio.sleep(RESCAN_S)
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(self._store.rescan)
         finally:
             stopped = True
 
@@ -95,3 +93,18 @@ class Catalog:
             sha256=model.sha256,
             aliases=model.aliases,
         )
+
+
+def look(store: Store, should_stop: Callable[[], bool] | None = None) -> None:
+    """Brings `store` up to date with its folder; with `should_stop` hashes what has no hash yet, which takes long.
+
+    Trouble is logged and never raised: whatever is wrong with a folder, the peer serves what it knows, and looks again.
+    """
+    try:
+        store.rescan()
+        if should_stop is not None:
+            store.hash_pending(should_stop)
+    except CapacityError as error:  # another process holds the folder, or its disk is away
+        log.warning("the models folder cannot be looked at now", extra={"reason": error.message})
+    except Exception:  # border: of all that files can be, something was not foreseen
+        log.exception("looking at the models folder failed")

@@ -25,7 +25,7 @@ from inference.models.model import StoredModel
 from inference.models.pool import Pool, PoolLimits
 from inference.models.store import Store
 from mesh import control
-from mesh.catalog import Catalog
+from mesh.catalog import Catalog, look
 from mesh.cli.greeting import Start, draining, greeting
 from mesh.config import Config
 from mesh.dispatch import Dispatcher
@@ -116,7 +116,7 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
     engine = engine_version()
     claim = GpuClaim(is_available=bool(config.gpu_available), model=config.gpu_model, count=config.gpu_count)
     store = Store(config.models_dir)
-    hardware, _ = await asyncio.gather(asyncio.to_thread(detect, claim), asyncio.to_thread(store.rescan))
+    hardware, _ = await asyncio.gather(asyncio.to_thread(detect, claim), asyncio.to_thread(look, store))
     loading = Loading.on(
         hardware,
         context=config.context,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import mesh.catalog
 from inference.engine.client import EngineClient
 from inference.errors import InvalidRequest, ModelNotFound
 from inference.models.builtin import hello_model
-from inference.models.errors import NotOurFile
+from inference.models.errors import NotOurFile, StoreUnavailable
 from inference.models.model import StoredModel
 from inference.models.pool import Pool, PoolLimits
 from inference.models.store import Store
@@ -81,3 +82,40 @@ async def test_without_an_engine_models_are_shown_as_not_ready(tmp_path: Path) -
     store.rescan()
     catalog = Catalog(store=store, builtin=hello_model(), pool=pool(), has_engine=False)
     assert [v.ready for v in catalog.views()] == [False]
+
+
+@pytest.mark.parametrize(
+    "trouble", [StoreUnavailable("Another process holds the folder."), OSError("the disk is gone"), ValueError("?")]
+)
+async def test_trouble_with_the_folder_passes_and_the_next_look_finds_what_is_new(
+    trouble: Exception, tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh.catalog, "RESCAN_S", 0.01)
+    store = Store(tmp_path / "models")
+    store.rescan()
+    catalog = Catalog(store=store, builtin=None, pool=pool(), has_engine=True)
+    folder_is_away = True
+    looked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    rescan = store.rescan
+
+    def tried() -> None:
+        loop.call_soon_threadsafe(looked.set)
+        if folder_is_away:
+            raise trouble
+        rescan()
+
+    monkeypatch.setattr(store, "rescan", tried)
+    mesh.catalog.look(store)  # as a peer does when it starts
+    fresh = asyncio.create_task(catalog.keep_fresh())
+    async with asyncio.timeout(20):
+        await looked.wait()
+        shutil.copyfile(tiny_gguf, tmp_path / "models" / "new.gguf")
+        folder_is_away = False
+        while not catalog.models():
+            assert not fresh.done()
+            await asyncio.sleep(0.01)
+    assert [m.id for m in catalog.models()] == ["new"]
+    fresh.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fresh
