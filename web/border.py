@@ -30,6 +30,8 @@ CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
 _CORS_ORIGIN = web.RequestKey("cors_origin", str)
 
+# Which of two would count depends on who reads them, so two are none. aiohttp refuses a second Host or Content-Length.
+_SAID_ONCE = ("Origin", "Authorization", "x-api-key", "api-key", "Content-Encoding", "x-llm-router-timeout")
 REQUEST_ID_MAX = 128
 # A day: longer than any answer, short enough for every timer.
 DEADLINE_S_MAX = 86_400.0
@@ -115,7 +117,10 @@ class Border:
 
 
 def facts_of(request: web.BaseRequest) -> guards.Request:
-    """What the guards need to know of `request`."""
+    """What the guards need to know of `request`. Raises HttpRefusal when it says twice what it may say once."""
+    for name in _SAID_ONCE:
+        if len(request.headers.getall(name, ())) > 1:
+            raise HttpRefusal(400, f"There is more than one header '{name}'; send one.", must_close=True)
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return guards.Request(
         ip=str(peer[0]) if isinstance(peer, tuple) else "",

@@ -5,7 +5,8 @@ not read its answer. Here headers must arrive within `headers_s`, and an answer 
 connection after `body_s` without progress (the body's own time is kept where it is read, in `web.body`). An idle
 connection between two requests may live `KEEPALIVE_S`. What is no HTTP/1 gets 400 and is closed.
 
-Source: aiohttp 3.14 web_protocol.RequestHandler; overridden are its asyncio callbacks and `handle_error`.
+Source: aiohttp 3.14 web_protocol.RequestHandler; overridden are its asyncio callbacks, `handle_error` and
+`finish_response`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from inference.openai.answer import error_object
 from web.border import request_id
-from web.errors import HttpRefusal
+from web.errors import HttpRefusal, error_response
 from web.services import Limits
 
 _log = logging.getLogger(__name__)
@@ -118,6 +119,14 @@ class Connection(RequestHandler):
         )
         response.force_close()
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends the answer. An error of aiohttp's own gets our shape: 417, which comes before any middleware."""
+        if isinstance(resp, web.HTTPException):
+            resp = error_response(HttpRefusal(resp.status, f"{resp.reason}."), request.path)
+        return await super().finish_response(request, resp, start_time)
 
     def _fail_unfinished_body(self) -> None:
         """What follows a body that has not ended can only be the parser's error about it: tells the body's reader."""

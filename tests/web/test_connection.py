@@ -70,6 +70,29 @@ async def test_odd_but_legal_bytes_never_make_a_5xx(surface: Any, data: bytes) -
     assert 200 <= status < 500, answer
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [(b"GET", b"/nope"), (b"GET", b"/v1/chat/completions"), (b"POST", b"/v1/models")]
+)
+async def test_an_expectation_nobody_can_meet_is_refused_in_our_shape(surface: Any, method: bytes, path: bytes) -> None:
+    answer = await surface.raw(
+        method + b" " + path + b" HTTP/1.1\r\nHost: localhost\r\nExpect: miracles\r\nConnection: close\r\n\r\n"
+    )
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 417 ")
+    assert b"x-request-id" in head.lower()
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "header", [b"Authorization: Bearer a", b"x-api-key: a", b"api-key: a", b"Origin: http://localhost"]
+)
+async def test_a_header_that_decides_is_there_once(surface: Any, header: bytes) -> None:
+    """Incident 16: which of two counts would depend on who reads them."""
+    answer = await surface.raw(GET + header + b"\r\n" + header + b"\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"more than one header" in answer
+
+
 async def test_a_foreign_host_is_misdirected(surface: Any) -> None:
     answer = await surface.raw(b"GET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 421 ")
