@@ -26,11 +26,15 @@ def own_addresses() -> list[str]:
 
 
 def allowed_hosts(configured: Iterable[str], addresses: Iterable[str]) -> frozenset[str]:
-    """What Host may name: this machine under any of its names, and what the user added. Lower case, no port."""
+    """What Host may name: this machine under any of its names, and what the user added. Lower case, no port.
+
+    Not 0.0.0.0 and ::, which browsers have taken for this machine: a page of anybody's could name it so.
+    """
     name = socket.gethostname().lower()
     short = name.split(".")[0]
     own = {"localhost", "127.0.0.1", "::1", name, short, f"{short}.local", MESH_NAME}
-    return frozenset({*own, *(a.lower() for a in addresses), *(h.strip().lower() for h in configured if h.strip())})
+    added = {h.strip().lower() for h in configured} - {"", "0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    return frozenset({*own, *(a.lower() for a in addresses), *added})
 
 
 def bound(*, host: str, port: int, is_open: bool, also: Address | None) -> list[Address]:
@@ -40,6 +44,7 @@ def bound(*, host: str, port: int, is_open: bool, also: Address | None) -> list[
     means it to many programs. `also` is LLM_NODE_PORT's.
     """
     local, everywhere = "127.0.0.1", "0.0.0.0"  # noqa: S104 - compared, not bound
+    host = local if host.lower() == "localhost" else host  # it is two addresses, both of which are bound below
     out = [(host if is_open or is_loopback(host) else local, port)]
     if also is not None:
         out.append((also[0] if is_open or is_loopback(also[0]) else local, also[1]))

@@ -34,6 +34,9 @@ CLOSE_S = 5.0
 
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m"}
 _KEY_SHAPES = re.compile(r"\b(?:sk|hf|agt)[-_][A-Za-z0-9_-]{16,}|(?<=Bearer )[^\s\"']+", re.ASCII)
+# What steers a terminal or a page's layout: control characters, line ends of Unicode, bidi, halves of surrogate pairs.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE_BUT_LINE_ENDS = re.compile(_UNPRINTABLE.pattern.replace(r"\x00-\x1f", r"\x00-\x09\x0b-\x1f"))
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _FILE_NAME = re.compile(r"llm-router-(\d{4}-\d{2}-\d{2})\.jsonl")
 
@@ -137,7 +140,7 @@ class JsonLines(logging.Formatter):
         line |= {name: self._clean(value) for name, value in _fields(record).items() if name not in line}
         if record.exc_info:
             line["traceback"] = self._redact(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _UNPRINTABLE.sub(_as_json_escape, json.dumps(line, ensure_ascii=False, default=str))
 
     def _clean(self, value: object) -> object:
         if value is None or isinstance(value, bool | int | float):
@@ -163,9 +166,10 @@ class TextLines(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._has_colour and (colour := _COLOURS.get(record.levelname)):
             level = f"{colour}{level}\x1b[0m"
-        text = self._redact(f"{record.name} {record.getMessage()}{fields}").replace("\r", "\\r").replace("\n", "\\n")
+        text = _UNPRINTABLE.sub(_as_escape, self._redact(f"{record.name} {record.getMessage()}{fields}"))
         if record.exc_info:
-            text += "\n" + self._redact(self.formatException(record.exc_info))
+            traceback = self._redact(self.formatException(record.exc_info))
+            text += "\n" + _UNPRINTABLE_BUT_LINE_ENDS.sub(_as_escape, traceback)
         return f"{clock} {level} {text}"
 
 
@@ -260,6 +264,14 @@ class _Entry(logging.handlers.QueueHandler):
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+
+
+def _as_escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def _as_json_escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _quoted(value: object) -> str:

@@ -27,6 +27,13 @@ def test_localhost_is_answered_on_both_families() -> None:
     assert bound(host="0.0.0.0", port=8080, is_open=False, also=None) == [("127.0.0.1", 8080), ("::1", 8080)]
 
 
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
+@pytest.mark.parametrize("is_open", [False, True])
+def test_localhost_as_a_host_is_bound_once(is_open: bool) -> None:
+    addresses = bound(host="localhost", port=8080, is_open=is_open, also=None)
+    assert addresses == [("127.0.0.1", 8080), ("::1", 8080)]
+
+
 def test_any_free_port_is_one_port() -> None:
     assert bound(host="0.0.0.0", port=0, is_open=False, also=None) == [("127.0.0.1", 0)]
 
@@ -36,6 +43,7 @@ def test_this_machine_is_known_by_all_its_names() -> None:
     name = socket.gethostname().lower().split(".")[0]
     assert {"localhost", "127.0.0.1", "::1", name, f"{name}.local", MESH_NAME, "192.168.1.5", "attic.example"} <= hosts
     assert "" not in hosts
+    assert not {"0.0.0.0", "::"} & allowed_hosts(["0.0.0.0", "::", " 0.0.0.0"], [])
     assert "evil.example" not in hosts
 
 

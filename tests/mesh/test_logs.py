@@ -99,6 +99,24 @@ def test_a_text_line_is_one_line_with_quoted_fields() -> None:
     assert line[8:] == ' INFO    mesh.test model\\nloaded file="a b" n=1.5 empty=""'
 
 
+_STEERING = "a\x1b[2J\x9b1m\r\n\u202e\u2028\udcffz"
+
+
+def test_nothing_that_is_logged_steers_a_terminal_or_makes_a_second_line() -> None:
+    """File names, header values and model names come from elsewhere."""
+    try:
+        raise ValueError(_STEERING)
+    except ValueError as error:
+        found = record(f"file {_STEERING}", name_of_file=_STEERING, exc_info=(type(error), error, error.__traceback__))
+    text = TextLines(Redactor()).format(found)
+    assert all(c.isprintable() for c in text.replace("\n", "", text.count("\n")))
+    assert r"a\x1b[2J\x9b1m\r\n\u202e\u2028\udcffz" in text.splitlines()[0]
+    line = JsonLines(Redactor()).format(found)
+    assert line.isprintable()
+    assert json.loads(line)["message"] == f"file {_STEERING}"
+    assert json.loads(line)["name_of_file"] == _STEERING
+
+
 def test_secrets_are_in_no_line_wherever_they_stand(config: Config) -> None:
     console = io.StringIO()
     logs = Logs.start(dataclasses.replace(config, log_format="text"), stream=console)
