@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -343,7 +344,9 @@ class Pool:
     def _load_failed(self, model: StoredModel, error: InferenceError) -> None:
         notes = "\n".join(getattr(error, "__notes__", ()))
         log.warning("model cannot be loaded", extra={"model": model.id, "reason": error.message, "stderr": notes})
-        self._quarantine.load_failed(model.id, error.message, self._now())
+        # llama.cpp names the file. Callers from other machines are told the reason, not where files lie here.
+        reason = error.message.replace(f"{model.path.parent}{os.sep}", "")
+        self._quarantine.load_failed(model.id, reason, self._now())
         self._observe("load_failed")
 
     def _crashed(self, resident: _Resident, engine: EngineClient) -> None:

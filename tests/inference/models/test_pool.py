@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -90,6 +91,16 @@ async def test_failing_load_is_told_to_everybody_who_waits_and_not_tried_again_a
         assert house.started == ["a"] and house.events == ["load_failed"]
         assert [(s.id, s.state) for s in pool.states()] == [("a", "failed")]
         assert await use(pool, B) in house.pids  # other models are not affected
+
+
+async def test_why_a_load_failed_is_told_without_the_folder_of_the_file() -> None:
+    """Incident 2: what callers read says nothing of this machine's disk."""
+    model = replace(A, path=Path("/home/somebody/models/a.gguf"))
+    house = House(PoolLimits(), {"a": f'--fail-load "failed to open {model.path}"'})
+    async with house.pool as pool:
+        with pytest.raises(ModelUnavailable, match=r"failed to open a\.gguf") as caught:
+            await use(pool, model)
+        assert "somebody" not in caught.value.message
 
 
 async def test_crash_while_loading_twice_is_a_quarantine() -> None:
