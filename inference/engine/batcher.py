@@ -171,6 +171,7 @@ class Batcher:
         self._was_aborted = False
         self.prompt_tokens_evaluated = 0
         self.tokens_made = 0
+        self.decoded_rows = 0  # requests in the last step if it evaluated no prompt, else 0
 
     @property
     def idle(self) -> bool:
@@ -211,6 +212,7 @@ class Batcher:
         n, rows = self._fill()
         if n == 0:
             return events
+        self.decoded_rows = 0 if self._prefilling else n
         result = self._context.decode(n)
         self._was_aborted = result == 2
         self._prompts = frozenset()

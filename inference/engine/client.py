@@ -546,7 +546,7 @@ def engine_environment() -> dict[str, str]:
     for waking up every time, a third of the speed of a quiet machine. A short spin has neither cost: see
     docs/performance.md for the figures. Other OpenMP libraries ignore the variable.
     """
-    return {"GOMP_SPINCOUNT": "3000"}
+    return {"GOMP_SPINCOUNT": "5000"}
 
 
 _BY_CODE: dict[str | None, type[InferenceError]] = {

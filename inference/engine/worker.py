@@ -31,6 +31,7 @@ from inference.engine.frames import Decoder, Frame, FrameError, generation_in
 from inference.engine.llama import EMBED_CONTEXT_MAX, Context, LoadError, Model, build
 from inference.engine.preparer import Preparer, Watchdog, compiled
 from inference.engine.spec import EngineInfo, EngineSpec
+from inference.engine.threads import ThreadTuner
 from inference.errors import ContextLengthExceeded, EngineError, InferenceError, InvalidRequest
 
 EXIT_LOAD = 66
@@ -84,6 +85,7 @@ class Worker:
             self._context, self._model, slots=spec.slots, parked=spec.parked, can_rewind=self._model.can_rewind
         )
         self._per_request = per_request
+        self._tuner = ThreadTuner(threads)
         self.info = EngineInfo(
             context=per_request,
             slots=spec.slots,
@@ -179,15 +181,27 @@ class Worker:
             if self._embedder and not self._embedder.idle:
                 self._embedder.step(self._channel)
             elif not self._batcher.idle:
-                self._report(self._batcher.step())
+                began = time.monotonic()
+                events = self._batcher.step()
+                self._tune(time.monotonic() - began)
+                self._report(events)
             else:
                 self._wake.wait()
                 self._wake.clear()
+
+    def _tune(self, seconds: float) -> None:
+        """Use fewer threads while another program takes their cores."""
+        if self._batcher.decoded_rows:
+            before = self._tuner.threads
+            self._tuner.decoded(self._batcher.decoded_rows, seconds, time.monotonic())
+            if self._tuner.threads != before:
+                self._context.set_threads(self._tuner.threads)
 
     def _drain(self) -> None:
         while self._inbox:
             kind, value = self._inbox.popleft()
             if kind == "threads":
+                self._tuner = ThreadTuner(value)
                 self._context.set_threads(value)
             elif kind == "cancel":
                 if value > self._prepared:
@@ -230,6 +244,7 @@ class Worker:
                         "generating": generating,
                         "prompt_tokens": self._batcher.prompt_tokens_evaluated,
                         "tokens": self._batcher.tokens_made,
+                        "threads": self._tuner.threads,
                     },
                 ]
             )

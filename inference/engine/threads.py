@@ -1,0 +1,88 @@
+"""How many threads to compute with, found by trying while it runs. Pure.
+
+Threads meet at a barrier hundreds of times a token. When another program takes one of their cores, all wait for the
+one that has none: measured on two cores, two threads fell from 68 tokens/s to 2 beside one busy process, where one
+thread made 45. So when steps become slow, fewer threads are tried, and the fastest number is kept; from time to time
+all of them get another chance.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+SLOW = 1.6
+"""A step that takes this many times the best known may be waiting for a core."""
+
+SLOW_STEPS = 3
+SAMPLES = 3  # steps timed for each candidate, after one that is not counted
+GAIN = 0.9  # fewer threads must take less than this share of the time to be worth it
+AGAIN_S, AGAIN_MAX_S = 5.0, 60.0
+DRIFT = 1.01  # the best time is forgotten slowly: contexts grow, clocks change
+
+
+class ThreadTuner:
+    """`threads` is the number to use for the next step."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._all = threads
+        self._best: dict[int, float] = {}
+        self._slow = 0
+        self._again_at = 0.0
+        self._again_s = AGAIN_S
+        self._candidates: list[int] = []
+        self._results: dict[int, float] = {}
+        self._samples: list[float] = []
+        self._rows = 0
+
+    def decoded(self, rows: int, seconds: float, now: float) -> None:
+        """A step made one token for each of `rows` requests and evaluated no prompt; it took `seconds`."""
+        if self._all == 1:
+            return
+        if self._candidates:
+            self._probed(rows, seconds, now)
+        elif self.threads < self._all:
+            if now >= self._again_at:
+                self._probe(rows)
+        else:
+            best = min(self._best.get(rows, seconds) * DRIFT, seconds)
+            self._best[rows] = best
+            self._slow = self._slow + 1 if seconds > SLOW * best else 0
+            if self._slow >= SLOW_STEPS:
+                self._probe(rows)
+
+    def _probe(self, rows: int) -> None:
+        """Try all threads, one fewer, half of them, one."""
+        self._slow, self._rows = 0, rows
+        self._candidates = sorted({self._all, self._all - 1, self._all // 2, 1} - {0}, reverse=True)
+        self._results, self._samples = {}, []
+        self.threads = self._candidates[0]
+
+    def _probed(self, rows: int, seconds: float, now: float) -> None:
+        if rows != self._rows:  # times of different work cannot be compared
+            self._probe(rows)
+            return
+        self._samples.append(seconds)
+        if len(self._samples) <= SAMPLES:
+            return
+        self._results[self.threads] = statistics.median(self._samples[1:])
+        self._samples = []
+        left = [c for c in self._candidates if c not in self._results]
+        if left:
+            self.threads = left[0]
+            return
+        self._candidates = []
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        choice = self._all
+        for threads in sorted(self._results, reverse=True):
+            if self._results[threads] < GAIN * self._results[choice]:
+                choice = threads
+        self.threads = choice
+        if choice == self._all:
+            self._best[self._rows] = self._results[choice]
+            self._again_s = AGAIN_S
+        else:
+            self._again_at = now + self._again_s
+            self._again_s = min(AGAIN_MAX_S, self._again_s * 2)
