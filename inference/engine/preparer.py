@@ -88,6 +88,13 @@ class Preparer:
     def _rendered(self, rid: int, prompt: ChatPrompt, request: Generation) -> str:
         if isinstance(self._template, TemplateError):
             raise InvalidRequest(str(self._template), code="invalid_model_template", param="model")
+        if len(prompt.messages) > self._context:
+            # None has less than a token. A million, though, would take longer to render than the watchdog allows.
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._context:,} tokens, but the prompt has "
+                f"{len(prompt.messages):,} messages.",
+                param="messages",
+            )
         self._watchdog.arm(rid)
         try:
             return self._template.render(prompt.messages, now=request.now, utc_offset_s=request.utc_offset_s)

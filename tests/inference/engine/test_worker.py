@@ -346,6 +346,19 @@ async def test_prompt_longer_than_the_context_is_told_both_numbers(tiny_gguf: Pa
         assert (await answer(client, tokens_in(1, max_tokens=1))).finish_reason == "length"
 
 
+async def test_more_messages_than_the_context_has_tokens_are_not_even_rendered(tmp_path: Path) -> None:
+    """A million messages take a template longer than its watchdog allows, and that would end the worker."""
+    slow = (
+        "{% if messages|length > 1000 %}" + "{% for a in range(9999) %}" * 3 + "x" + "{% endfor %}" * 3 + "{% endif %}"
+    )
+    make_gguf.tiny(tmp_path / "slow.gguf", template=slow + "assistant\n")
+    async with engine(tmp_path / "slow.gguf") as client:
+        many = tuple(Message(role="user", content="a") for _ in range(client.info.context + 1))
+        with pytest.raises(ContextLengthExceeded, match=f"{len(many):,} messages") as refused:
+            await answer(client, chat(prompt=ChatPrompt(messages=many)))
+        assert refused.value.param == "messages" and client.alive
+
+
 @pytest.mark.parametrize("bad", [-1, 100_000, 2**31 - 1])
 async def test_token_id_outside_the_vocabulary_is_named(tiny: EngineClient, bad: int) -> None:
     with pytest.raises(InvalidRequest, match=f"{bad} .*0 to {tiny.info.vocab - 1}"):
