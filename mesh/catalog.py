@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inference.errors import CapacityError, InvalidRequest
 from inference.models import names
-from inference.models.model import StoredModel
+from inference.models.model import StoredModel, is_another_file
 from inference.models.pool import Pool
 from inference.models.store import Store
 from web.services import ModelView
@@ -74,7 +74,11 @@ class Catalog:
         stopped = False
         try:
             while True:
+                before = {m.id: m for m in self._store.list()}
                 await asyncio.to_thread(look, self._store, lambda: stopped)
+                for model in self._store.list():
+                    if model.id in before and is_another_file(before[model.id], model):
+                        self._pool.replaced(model.id)
                 await asyncio.sleep(RESCAN_S)
         finally:
             stopped = True

@@ -59,6 +59,13 @@ class StoredModel:
     counts: bool = True
 
 
+def is_another_file(before: StoredModel, now: StoredModel) -> bool:
+    """Whether the file behind a name was exchanged. One that has no hash yet may be the same."""
+    if (before.path, before.size_bytes) != (now.path, now.size_bytes):
+        return True
+    return None not in (before.sha256, now.sha256) and before.sha256 != now.sha256
+
+
 def does_count(header: Header, size_bytes: int) -> bool:
     """Whether a model of the folder counts in LLM_NODE_MAX_LOADED_MODELS: all but embedding models under 1 GiB.
 

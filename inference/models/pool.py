@@ -158,6 +158,15 @@ class Pool:
         """Forgets failures and crashes of this model: its file was replaced, or somebody wants to try again."""
         self._quarantine.forgive(model_id)
 
+    def replaced(self, model_id: str) -> None:
+        """The file of this model is another one now: what the old one did is forgotten, and if it is in memory it
+        leaves once it has answered what it serves."""
+        self._quarantine.forgive(model_id)
+        resident = self._residents.get(model_id)
+        if resident is not None:
+            log.info("model file was replaced", extra={"model": model_id})
+            self._retire(resident)
+
     # -- leases
 
     async def _acquire(self, model: StoredModel, deadline: float | None) -> _Resident:

@@ -84,6 +84,33 @@ async def test_without_an_engine_models_are_shown_as_not_ready(tmp_path: Path) -
     assert [v.ready for v in catalog.views()] == [False]
 
 
+async def test_file_put_in_the_place_of_another_is_told_to_the_pool(
+    tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh.catalog, "RESCAN_S", 0.01)
+    store = Store(tmp_path / "models")
+    store.rescan()
+    there, kept = tmp_path / "models" / "there.gguf", tmp_path / "models" / "kept.gguf"
+    shutil.copyfile(tiny_gguf, there)
+    shutil.copyfile(tiny_gguf, kept)
+    told: list[str] = []
+    everything = pool()
+    monkeypatch.setattr(everything, "replaced", told.append)
+    fresh = asyncio.create_task(Catalog(store=store, builtin=None, pool=everything, has_engine=True).keep_fresh())
+    async with asyncio.timeout(20):
+        while not all(m.sha256 for m in store.list()) or len(store.list()) != 2:
+            await asyncio.sleep(0.01)
+        content = bytearray(tiny_gguf.read_bytes())
+        content[-1] ^= 1  # as long as before
+        (tmp_path / "new").write_bytes(content)
+        (tmp_path / "new").replace(there)
+        while not told:
+            await asyncio.sleep(0.01)
+    fresh.cancel()
+    await asyncio.wait({fresh})
+    assert told == ["there"]
+
+
 @pytest.mark.parametrize(
     "trouble", [StoreUnavailable("Another process holds the folder."), OSError("the disk is gone"), ValueError("?")]
 )

@@ -344,6 +344,21 @@ async def test_unload_waits_for_what_is_served() -> None:
         assert await unloading is True and pool.states() == []
 
 
+async def test_model_whose_file_was_replaced_is_loaded_anew_after_what_it_serves() -> None:
+    house = House(PoolLimits(wait_s=WAIT_S))
+    async with house.pool as pool:
+        async with pool.lease(A):
+            pool.replaced("a")
+            new = asyncio.create_task(use(pool, A))
+            await until(lambda: len(pool._seekers) == 1)
+            assert house.started == ["a"]
+        assert await new == house.pids[1]
+        pool.replaced("a")
+        pool.replaced("never loaded")
+        await until(lambda: not pool.states())
+    assert house.started == ["a", "a"]
+
+
 async def test_unload_that_takes_too_long_is_refused_and_changes_nothing() -> None:
     house = House(PoolLimits(wait_s=0.1))
     async with house.pool as pool, pool.lease(A):
