@@ -49,7 +49,8 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """Tokenized as it is; the model's BOS token is added, special tokens in it are not parsed."""
+    """Tokenized as it is, after the model's BOS token. Control tokens written in it are taken as such: whoever sends
+    a text instead of messages writes the template's marks too."""
 
     text: str
 

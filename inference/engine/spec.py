@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class EngineSpec:
     """How to load one model.
 
-    `context` is the number of KV cells shared by all slots and parked prefixes (0: the engine chooses
-    min(the model's own, 4096 x slots, what memory allows)); `context_per_request` bounds one request (0: the
-    model's own). `slots` requests run at the same time; `parked` finished prefixes are kept beside them.
+    `context` is the number of KV cells shared by all slots and parked prefixes (0: 8,192, or as many as the slots can
+    use); `context_per_request` bounds one request (0: the model's own). `slots` requests run at the same time; `parked`
+    finished prefixes are kept beside them.
     `threads` 0: chosen from the cores of this machine. `gpu_layers` -1: all that fit.
     """
 

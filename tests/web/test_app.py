@@ -191,3 +191,9 @@ async def _post(writer: asyncio.StreamWriter, chat: dict[str, Any]) -> None:
     writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
     writer.write(body)
     await writer.drain()
+
+
+async def test_embeddings_say_which_peer_made_them(surface: Any) -> None:
+    status, answer, headers = await surface.ask("POST", "/v1/embeddings", {"model": "embed", "input": ["a", "b"]})
+    assert (status, headers["x-llm-router-peer"]) == (200, "attic")
+    assert [row["embedding"] for row in answer["data"]] == [[1.0, 0.0]] * 2

@@ -76,7 +76,8 @@ class OpenAIRoutes:
         view = self._resolved(call.request.model, ("embedding",))
         answer = await self._services.chat.embed(replace(call.request, model=view.id), request[CALLER])
         body = await asyncio.to_thread(embeddings_json, answer, call.request.model, call.encoding)
-        return web.Response(body=body, content_type="application/json")
+        headers = {"x-llm-router-peer": _fit_for_header(self._services.state.name)}
+        return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:
         data = [model_object(view) for view in self._services.models.list()]
@@ -248,6 +249,10 @@ def _as_event(error: Exception, request_id: str) -> InferenceError:
 
 
 def _origin_headers(started: Started) -> dict[str, str]:
-    """Who answers, and at which try. A name may hold any character, a header may not."""
-    peer = urllib.parse.quote(started.peer, safe=" !#$&'()*+,/:;=?@[]")
-    return {"x-llm-router-peer": peer, "x-llm-router-attempts": str(started.attempts)}
+    """Who answers, and at which try."""
+    return {"x-llm-router-peer": _fit_for_header(started.peer), "x-llm-router-attempts": str(started.attempts)}
+
+
+def _fit_for_header(name: str) -> str:
+    """A name may hold any character, a header may not."""
+    return urllib.parse.quote(name, safe=" !#$&'()*+,/:;=?@[]")
