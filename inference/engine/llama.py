@@ -5,7 +5,8 @@ ends the process. It decides nothing. What llama.cpp answers with abort() is kep
 
 - partial `seq_cp` needs `kv_unified`, which is always on here;
 - `n_outputs_max` is the number of sequences, and a batch never asks for more rows of logits than that;
-- sequence ids come from `range(sequences)`.
+- sequence ids come from `range(sequences)`;
+- no run of letters longer than RUN_CHARS_MAX reaches the tokenizer (see `parts`).
 
 The batch is a set of numpy arrays made once, which llama.cpp reads in place. Logits are a view of llama.cpp's
 own buffer, valid until the next `decode`.
@@ -14,8 +15,9 @@ own buffer, valid until the next `decode`.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 import llama_cpp.llama_cpp as C
@@ -29,6 +31,10 @@ UBATCH = 512
 
 EMBED_CONTEXT_MAX = 8192
 """Longest input of an embedding model: all of it is one evaluation, and buffers grow with it."""
+
+RUN_CHARS_MAX = 4096
+"""llama.cpp splits text by std::regex for many vocabularies. libstdc++'s recurses for each character of a match, by
+about 400 bytes: 30,000 letters without a space overran a stack of 8 MiB."""
 
 DECODE_OK, DECODE_NO_ROOM, DECODE_ABORTED = 0, 1, 2
 
@@ -80,6 +86,14 @@ class Model:
 
     def tokenize(self, text: str, *, special: bool, add_special: bool) -> Tokens:
         """Token ids of `text`, int32 (n,). `special`: control tokens in the text are parsed as such."""
+        if C.llama_vocab_type(self.vocab) != C.LLAMA_VOCAB_TYPE_BPE or not has_long_run(text):
+            return self._tokenized(text, special=special, add_special=add_special)
+        begin = [C.llama_vocab_bos(self.vocab)] if add_special and C.llama_vocab_get_add_bos(self.vocab) else []
+        end = [C.llama_vocab_eos(self.vocab)] if add_special and C.llama_vocab_get_add_eos(self.vocab) else []
+        middle = [self._tokenized(part, special=special, add_special=False) for part in parts(text)]
+        return np.concatenate([np.asarray(begin, np.int32), *middle, np.asarray(end, np.int32)])
+
+    def _tokenized(self, text: str, *, special: bool, add_special: bool) -> Tokens:
         data = text.encode()
         out = np.empty(len(data) + 8, np.int32)
         pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -124,6 +138,34 @@ class Model:
         """The chat template in the file, or None."""
         raw: bytes | None = C.llama_model_chat_template(self.handle, None)
         return raw.decode("utf-8", "replace") if raw else None
+
+
+def has_long_run(text: str) -> bool:
+    """True when `text` holds a run of RUN_CHARS_MAX characters that are all space or all none; maybe for half of it."""
+    half = RUN_CHARS_MAX // 2
+    windows = (text[at : at + half] for at in range(0, len(text) - half + 1, half))
+    return any(window.isspace() or len(window.split(None, 1)[0]) == half for window in windows)
+
+
+def parts(text: str) -> Iterator[str]:
+    """`text` in pieces without a run longer than RUN_CHARS_MAX, cut before punctuation if possible.
+
+    Nothing but damaged or hostile text has such runs; it gets a few other tokens at the cuts than it would uncut.
+    """
+    start = 0
+    for run in _RUNS.finditer(text):
+        at = run.start()
+        while run.end() - at > RUN_CHARS_MAX:
+            half = at + RUN_CHARS_MAX // 2
+            ends = [found.end() for found in _WORD_ENDS.finditer(text, half, at + RUN_CHARS_MAX)]
+            at = ends[-1] if ends else at + RUN_CHARS_MAX
+            yield text[start:at]
+            start = at
+    yield text[start:]
+
+
+_RUNS = re.compile(r"\S+|\s+")
+_WORD_ENDS = re.compile(r"\w(?=[^\w\s])")
 
 
 class Context:
