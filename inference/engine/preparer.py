@@ -15,9 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from inference.chat import ChatPrompt, Generation, TextPrompt
+from inference.chat import ChatPrompt, Generation, Message, TextPrompt
 from inference.engine.batcher import Work
 from inference.engine.channel import Channel
+from inference.engine.conversation import alternatives, understood
 from inference.engine.llama import Model, Tokens
 from inference.engine.template import CHATML, ChatTemplate, TemplateError
 from inference.errors import ContextLengthExceeded, InvalidRequest
@@ -97,13 +98,28 @@ class Preparer:
             )
         self._watchdog.arm(rid)
         try:
-            return self._template.render(prompt.messages, now=request.now, utc_offset_s=request.utc_offset_s)
+            return self._accepted(self._template, understood(prompt.messages, self._model.template or CHATML), request)
         except TemplateError as error:
             if error.refused:
                 raise InvalidRequest(str(error), code="invalid_value", param="messages") from error
             raise InvalidRequest(str(error), code="invalid_model_template", param="model") from error
         finally:
             self._watchdog.disarm()
+
+    @staticmethod
+    def _accepted(template: ChatTemplate, messages: tuple[Message, ...], request: Generation) -> str:
+        """The prompt, of the first shape of the conversation that the template takes. Raises what it says of the first
+        one."""
+        refusal: TemplateError | None = None
+        for shape in (messages, *alternatives(messages)):
+            try:
+                return template.render(shape, now=request.now, utc_offset_s=request.utc_offset_s)
+            except TemplateError as error:
+                if not error.refused:
+                    raise
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
 
     def _checked(self, ids: list[int], param: str) -> Tokens:
         worst = max(ids, default=0)

@@ -26,6 +26,7 @@ from inference.chat import (
     Generation,
     Message,
     Produced,
+    Role,
     Sampling,
     Started,
     TextPrompt,
@@ -462,14 +463,29 @@ async def test_template_that_never_ends_ends_the_worker_and_names_itself(tmp_pat
 
 
 async def test_template_that_refuses_the_messages_is_the_callers_error(tmp_path: Path) -> None:
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}assistant\n"
+    template = "{% if messages[0].role == 'assistant' %}{{ raise_exception('users begin') }}{% endif %}assistant\n"
     make_gguf.tiny(tmp_path / "strict.gguf", template=template)
-    system = ChatPrompt(messages=(Message(role="system", content="be brief"), Message(role="user", content="Hello")))
+    wrong = ChatPrompt(messages=(Message(role="assistant", content="Hi"), Message(role="user", content="Hello")))
     async with engine(tmp_path / "strict.gguf") as client:
-        with pytest.raises(InvalidRequest, match="no system role") as refused:
-            await answer(client, chat(prompt=system))
+        with pytest.raises(InvalidRequest, match="users begin") as refused:
+            await answer(client, chat(prompt=wrong))
         assert (refused.value.status, refused.value.param) == (400, "messages")
         assert (await answer(client, chat("Hello", max_tokens=1))).tokens
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+async def test_instructions_reach_a_model_whose_template_has_no_such_role(tmp_path: Path, role: Role) -> None:
+    """Gemma's template refuses a system message; Qwen's drops a developer message without a word."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% elif m.role in ('user', 'assistant') %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    make_gguf.tiny(tmp_path / "gemma.gguf", template=template)
+    messages = (Message(role=role, content="be brief"), Message(role="user", content="Hello"))
+    async with engine(tmp_path / "gemma.gguf") as client:
+        said = await answer(client, chat(prompt=ChatPrompt(messages=messages), max_tokens=8))
+        same = await answer(client, chat(prompt=TextPrompt(text="be brief\n\nHello"), max_tokens=8))
+    assert (said.tokens, said.started.prompt_tokens) == (same.tokens, same.started.prompt_tokens)
 
 
 async def test_template_that_does_not_compile_leaves_plain_completions(tmp_path: Path) -> None:
