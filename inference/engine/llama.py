@@ -83,6 +83,7 @@ class Model:
         self.can_rewind = not (C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle))
         self.is_eog = bytes(bool(C.llama_vocab_is_eog(self.vocab, t)) for t in range(self.vocab_size))
         self.pieces: list[bytes | None] = [None] * self.vocab_size
+        self._longest = 0  # bytes of the longest token, once somebody asked
 
     def tokenize(self, text: str, *, special: bool, add_special: bool) -> Tokens:
         """Token ids of `text`, int32 (n,). `special`: control tokens in the text are parsed as such."""
@@ -92,6 +93,18 @@ class Model:
         end = [C.llama_vocab_eos(self.vocab)] if add_special and C.llama_vocab_get_add_eos(self.vocab) else []
         middle = [self._tokenized(part, special=special, add_special=False) for part in parts(text)]
         return np.concatenate([np.asarray(begin, np.int32), *middle, np.asarray(end, np.int32)])
+
+    def least_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least: as if all were the longest there is. 0 where nothing can be said.
+
+        Other kinds of vocabulary than these two leave out, or merge, what they do not know.
+        """
+        if C.llama_vocab_type(self.vocab) not in (C.LLAMA_VOCAB_TYPE_BPE, C.LLAMA_VOCAB_TYPE_SPM):
+            return 0
+        if self._longest == 0:
+            texts = (self.piece(t) or self.token_text(t).encode() for t in range(self.vocab_size))
+            self._longest = max(map(len, texts))
+        return len(text) // max(1, self._longest)
 
     def _tokenized(self, text: str, *, special: bool, add_special: bool) -> Tokens:
         data = text.encode()

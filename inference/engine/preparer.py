@@ -23,6 +23,10 @@ from inference.engine.llama import Model, Tokens
 from inference.engine.template import CHATML, ChatTemplate, TemplateError
 from inference.errors import ContextLengthExceeded, InvalidRequest
 
+SURELY_TOO_LONG_CHARS = 32
+"""A text with more characters than this for each token of the context is looked at before it is tokenized: that takes a
+second and a hundred megabytes for each 2 MB, in which nobody else's prompt is prepared."""
+
 TEMPLATE_S = 2.0
 """A template that renders longer ends the process; the sandbox stops code, not exhaustion."""
 
@@ -50,11 +54,7 @@ class Preparer:
                 raise InvalidRequest("The prompt is empty, and this model has no begin token.", param="prompt")
         room = self._context - len(prompt)
         if room <= 0:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._context:,} tokens, but the prompt has "
-                f"{len(prompt):,} tokens. Shorten it, or set LLM_ROUTER_CONTEXT higher.",
-                param="messages" if isinstance(request.prompt, ChatPrompt) else "prompt",
-            )
+            raise self._too_long(f"the prompt has {len(prompt):,}", _param(request))
         sampling = request.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
@@ -70,19 +70,26 @@ class Preparer:
             ignore_eos=request.ignore_eos,
         )
 
-    def tokens_of_input(self, value: str | list[int]) -> Tokens:
-        """Token ids of one text or token array to embed."""
+    def tokens_of_input(self, value: str | list[int], place: int) -> Tokens:
+        """Token ids of one text or token array to embed, the `place`-th. Raises as `work` does."""
         if isinstance(value, str):
-            return self._model.tokenize(value, special=False, add_special=True)
-        return self._checked(value, "input")
+            self._check_length(value, f"input[{place}]", "input")
+            tokens = self._model.tokenize(value, special=False, add_special=True)
+        else:
+            tokens = self._checked(value, "input")
+        if not 0 < len(tokens) <= self._context:
+            raise self._too_long(f"input[{place}] has {len(tokens):,}", "input")
+        return tokens
 
     def _tokens(self, rid: int, request: Generation) -> Tokens:
         prompt = request.prompt
         if isinstance(prompt, ChatPrompt):
             text = self._rendered(rid, prompt, request)
+            self._check_length(text, "the prompt", _param(request))
             bos = self._model.bos_text
             return self._model.tokenize(text, special=True, add_special=not (bos and text.startswith(bos)))
         if isinstance(prompt, TextPrompt):
+            self._check_length(prompt.text, "the prompt", _param(request))
             return self._model.tokenize(prompt.text, special=True, add_special=True)
         return self._checked(list(prompt.tokens), "prompt")
 
@@ -121,6 +128,20 @@ class Preparer:
         assert refusal is not None
         raise refusal
 
+    def _check_length(self, text: str, what: str, param: str) -> None:
+        """Raises when `text` cannot fit the context, however it is tokenized."""
+        if len(text) > SURELY_TOO_LONG_CHARS * self._context:
+            least = self._model.least_tokens(text)
+            if least > self._context:
+                raise self._too_long(f"{what} has at least {least:,}", param)
+
+    def _too_long(self, what: str, param: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"This model's maximum context length is {self._context:,} tokens, but {what} tokens. "
+            "Shorten it, or set LLM_ROUTER_CONTEXT higher.",
+            param=param,
+        )
+
     def _checked(self, ids: list[int], param: str) -> Tokens:
         worst = max(ids, default=0)
         if worst >= self._model.vocab_size or min(ids, default=0) < 0:
@@ -131,6 +152,10 @@ class Preparer:
                 param=param,
             )
         return np.asarray(ids, np.int32)
+
+
+def _param(request: Generation) -> str:
+    return "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
 
 
 class Watchdog:

@@ -32,7 +32,7 @@ from inference.engine.llama import EMBED_CONTEXT_MAX, Context, LoadError, Model,
 from inference.engine.preparer import Preparer, Watchdog, compiled
 from inference.engine.spec import EngineInfo, EngineSpec
 from inference.engine.threads import ThreadTuner
-from inference.errors import ContextLengthExceeded, EngineError, InferenceError, InvalidRequest
+from inference.errors import EngineError, InferenceError, InvalidRequest
 
 EXIT_LOAD = 66
 CONTEXT_DEFAULT = 8192
@@ -84,7 +84,6 @@ class Worker:
         self._batcher = Batcher(
             self._context, self._model, slots=spec.slots, parked=spec.parked, can_rewind=self._model.can_rewind
         )
-        self._per_request = per_request
         self._tuner = ThreadTuner(threads)
         self.info = EngineInfo(
             context=per_request,
@@ -159,14 +158,7 @@ class Worker:
                 code="integer_above_max_value",
                 param="dimensions",
             )
-        inputs = [self._preparer.tokens_of_input(v) for v in values]
-        for i, tokens in enumerate(inputs):
-            if not 0 < len(tokens) <= self._per_request:
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {self._per_request:,} tokens, but input[{i}] has "
-                    f"{len(tokens):,} tokens.",
-                    param="input",
-                )
+        inputs = [self._preparer.tokens_of_input(value, place) for place, value in enumerate(values)]
         return EmbedJob(rid, inputs, dimensions, [])
 
     # ---- main thread

@@ -347,6 +347,16 @@ async def test_prompt_longer_than_the_context_is_told_both_numbers(tiny_gguf: Pa
         assert (await answer(client, tokens_in(1, max_tokens=1))).finish_reason == "length"
 
 
+async def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(tiny_gguf: Path, embed_gguf: Path) -> None:
+    async with engine(tiny_gguf, context_per_request=100) as client:
+        for request in (chat("word " * 100_000), chat(prompt=TextPrompt(text="word " * 100_000))):
+            with pytest.raises(ContextLengthExceeded, match=r"100 tokens.*at least [\d,]{5,} tokens"):
+                await answer(client, request)
+    async with engine(embed_gguf, embedding=True, context_per_request=16) as client:
+        with pytest.raises(ContextLengthExceeded, match=r"input\[1\] has at least"):
+            await client.embed(EmbeddingRequest(id="e", model="m", inputs=("a", "b" * 10_000)))
+
+
 async def test_more_messages_than_the_context_has_tokens_are_not_even_rendered(tmp_path: Path) -> None:
     """A million messages take a template longer than its watchdog allows, and that would end the worker."""
     slow = (
