@@ -205,6 +205,7 @@ class Batcher:
     def step(self) -> list[Event]:
         """Move everything on by one evaluation."""
         events: list[Event] = []
+        self.decoded_rows = 0
         self._drop_cancelled()
         self._admit(events)
         for sequence in self._parking.surplus(self._sequences):
@@ -212,11 +213,11 @@ class Batcher:
         n, rows = self._fill()
         if n == 0:
             return events
-        self.decoded_rows = 0 if self._prefilling else n
         result = self._context.decode(n)
         self._was_aborted = result == 2
         self._prompts = frozenset()
         if result == 0:
+            self.decoded_rows = 0 if self._prefilling else n
             self._advance(rows, events)
         else:
             self._not_decoded(result, events)

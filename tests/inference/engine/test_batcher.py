@@ -341,3 +341,23 @@ def test_a_model_that_cannot_rewind_is_never_aborted_because_everybody_would_beg
     batcher.submit(work(1, [1] * 100, 1))
     list(run(batcher))
     assert seen and not any(seen)
+
+
+def test_only_an_evaluation_that_made_tokens_and_nothing_else_is_worth_timing() -> None:
+    context = FakeContext(cells=500, sequences=3)
+    batcher = Batcher(context, FakeModel(), slots=3, parked=0, can_rewind=True)
+
+    def rows() -> int:
+        batcher.step()
+        return batcher.decoded_rows
+
+    batcher.submit(work(1, [1, 2], 50))
+    batcher.submit(work(2, [2, 1], 50))
+    assert [rows(), rows()] == [0, 2]
+    context.fail_next = 2
+    assert [rows(), rows()] == [0, 2]
+    context.fail_next = 1
+    assert rows() == 0
+    batcher.cancel(1)
+    batcher.cancel(2)
+    assert rows() == 0 and batcher.idle
