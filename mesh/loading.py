@@ -20,6 +20,10 @@ SLOTS = 8
 ONE_THREAD_BYTES = 32 * 1024 * 1024
 """Below this a token takes less time than threads need to meet at every layer's barriers."""
 
+BESIDE_BYTES = 1024 * 1024 * 1024
+"""Left free for a small model beside, if that costs at most half of the context. A chat whose context took all there
+was would be unloaded for every text that somebody embeds, and loaded again."""
+
 ENGINE_MISSING = (
     f"No model can run on this peer: the engine is not installed. To add it, {ADD_ENGINE} "
     "(it is compiled: minutes, and a C++ compiler); see INSTALL.md."
@@ -86,6 +90,9 @@ class Loading:
         """KV cells for all slots: as many as useful and possible, never fewer than one request was promised."""
         header, size = model.header, model.size_bytes
         best = context_that_fits(header, size, budget_bytes=self.budget_bytes, slots=slots)
+        modest = context_that_fits(header, size, budget_bytes=self.budget_bytes - BESIDE_BYTES, slots=slots)
+        if modest.fits and modest.context * 2 >= best.context:
+            best = modest
         asked = min(self.context, header.context) if self.context else 0
         if asked > best.context:
             best = fits(header, size, asked, budget_bytes=self.budget_bytes, slots=slots)

@@ -45,6 +45,20 @@ def test_slots_share_as_much_context_as_memory_allows() -> None:
     assert 0 < tight.context < roomy.context
 
 
+def test_a_small_embedder_finds_room_beside_a_model_whose_context_took_what_there_was() -> None:
+    embedder = model(pooling=1, context=512, size=GB // 4)
+    for budget in (8 * GB, 16 * GB):
+        loading = Loading(budget_bytes=budget, cores=4)
+        chat = model(context=1_048_576, size=budget * 3 // 4)
+        assert loading.spec(chat).context >= 4096
+        assert loading.bytes_needed(chat) + loading.bytes_needed(embedder) <= budget
+
+
+def test_no_more_than_half_of_the_context_is_given_up_for_a_model_that_may_never_come() -> None:
+    loading = Loading(budget_bytes=int(2.1 * GB), cores=4)
+    assert loading.bytes_needed(model()) > 1.3 * GB and loading.spec(model()).context == 8192
+
+
 def test_a_context_that_the_user_asks_for_is_given_whole_or_refused() -> None:
     allowed = Loading(budget_bytes=64 * GB, cores=4, context=100_000)
     assert allowed.spec(model(context=131_072)).context == 100_000
