@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from aiohttp import web
 
 from inference.strict_json import parse_object
 from web.errors import HttpRefusal
+from web.inflight import IN_FLIGHT, InFlight
 from web.services import Limits
 
 T = TypeVar("T")
@@ -20,14 +21,37 @@ INLINE_BYTES_MAX = 64 * 1024
 _BROWSER_HEADERS = ("Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest")
 
 
-async def parsed_body(request: web.BaseRequest, limits: Limits, parse: Callable[[dict[str, Any]], T]) -> T:
+async def parsed_body(request: web.Request, limits: Limits, parse: Callable[[dict[str, Any]], T]) -> T:
     """What `parse` makes of the JSON object in the body. Raises InvalidRequest or HttpRefusal."""
     _check_content_type(request)
     window_bits = _window_bits(request)
-    data = await _read(request, limits)
-    if window_bits is None and len(data) <= INLINE_BYTES_MAX:
-        return parse(parse_object(data))
-    return await asyncio.to_thread(_inflated_and_parsed, data, window_bits, limits.body_bytes, parse)
+    with _Share(request.app[IN_FLIGHT], limits.bodies_bytes) as share:
+        data = await _read(request, limits, share)
+        if window_bits is None and len(data) <= INLINE_BYTES_MAX:
+            return parse(parse_object(data))
+        return await asyncio.to_thread(_inflated_and_parsed, data, window_bits, limits.body_bytes, parse)
+
+
+class _Share:
+    """What one request takes of the memory for bodies, until it is parsed. From then on its model's queue is bounded."""
+
+    def __init__(self, in_flight: InFlight, bytes_max: int) -> None:
+        self._in_flight, self._bytes_max = in_flight, bytes_max
+        self._bytes = 0
+
+    def take(self, count: int) -> None:
+        """Raises HttpRefusal 503 when all bodies together would be too large."""
+        if self._in_flight.body_bytes + count > self._bytes_max:
+            message = f"The bodies of other requests fill the {self._bytes_max:,} bytes there are for them; try again."
+            raise HttpRefusal(503, message, code="overloaded", error_type="server_error", must_close=True)
+        self._bytes += count
+        self._in_flight.body_bytes += count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._in_flight.body_bytes -= self._bytes
 
 
 def _inflated_and_parsed(
@@ -52,13 +76,14 @@ def inflated(data: bytes, window_bits: int, bytes_max: int) -> bytes:
     return result
 
 
-async def _read(request: web.BaseRequest, limits: Limits) -> bytes:
+async def _read(request: web.BaseRequest, limits: Limits, share: _Share) -> bytes:
     if (request.content_length or 0) > limits.body_bytes:
         raise _too_large(limits.body_bytes)
     data = bytearray()
     try:
         async with asyncio.timeout(limits.body_s):
             async for piece in request.content.iter_any():
+                share.take(len(piece))
                 data += piece
                 if len(data) > limits.body_bytes:
                     raise _too_large(limits.body_bytes)

@@ -1,4 +1,7 @@
-"""The requests that are running now, so that a stopping peer can let them end, and then end them."""
+"""The requests that are running now, so that a stopping peer can let them end, and then end them.
+
+Also how many bytes of bodies they hold that are still being read: thousands of connections could send 32 MiB each.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ class InFlight:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self._is_stopping = False
+        self.body_bytes = 0
 
     def __len__(self) -> int:
         return len(self._tasks)

@@ -95,6 +95,7 @@ class Limits:
     """Bounds of one connection and one request. Times in seconds, sizes in bytes."""
 
     body_bytes: int = 32 * 1024 * 1024
+    bodies_bytes: int = 512 * 1024 * 1024  # of all requests whose body is being read or parsed
     header_bytes: int = 16 * 1024
     headers_s: float = 10.0
     body_s: float = 30.0

@@ -164,6 +164,26 @@ async def test_a_body_that_does_not_come_is_408_and_closed(start: Any) -> None:
     assert b"x-should-retry: false" in answer.lower()
 
 
+async def test_bodies_that_do_not_end_cannot_fill_the_memory_together(start: Any) -> None:
+    surface = await start(limits=Limits(body_bytes=100_000, bodies_bytes=150_000))
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n"
+    )
+    connections = [await surface.connect() for _ in range(2)]
+    for _, writer in connections:
+        writer.write(head + b" " * 90_000)
+    answers = [asyncio.create_task(reader.read()) for reader, _ in connections]
+    async with asyncio.timeout(10):
+        (refused,), (waiting,) = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        assert refused.result().startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after" in refused.result().lower()
+        _, writer = connections[answers.index(waiting)]
+        writer.write(b"x" * 10_000)
+        assert (await waiting).startswith(b"HTTP/1.1 400 ")
+    status, _, _ = await surface.ask("POST", "/v1/chat/completions", {"model": "tiny", "messages": "x" * 80_000})
+    assert status == 400
+
+
 async def test_a_slow_body_is_not_taken_for_slow_headers(start: Any) -> None:
     surface = await start(limits=Limits(headers_s=0.05, body_s=10))
     body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}).encode()
