@@ -520,8 +520,9 @@ def death_of(exit_code: int | None, *, fault: str, asked: bool) -> Death:
 
 # Names of variables that hold, or point to, something a worker has no business with.
 _SECRET = re.compile(
-    r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE|_PROXY|DATABASE_URL|LLM_ROUTER_JOIN", re.IGNORECASE
+    r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|_PROXY|DATABASE_URL|DSN|WEBHOOK|_PAT$|LLM_ROUTER_JOIN", re.IGNORECASE
 )
+_URL_WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -530,7 +531,7 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     The worker is started with `-P`, so the current folder is not on its path. An installation in site-packages is
     found there; a source tree needs PYTHONPATH.
     """
-    kept = {name: value for name, value in environ.items() if not _SECRET.search(name)}
+    kept = {n: v for n, v in environ.items() if not _SECRET.search(n) and not _URL_WITH_PASSWORD.search(v)}
     root = Path(inference.__file__).resolve().parent.parent
     if root.name not in ("site-packages", "dist-packages"):
         kept["PYTHONPATH"] = os.pathsep.join(p for p in (str(root), kept.get("PYTHONPATH", "")) if p)

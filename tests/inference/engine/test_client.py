@@ -270,6 +270,8 @@ async def test_worker_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_environment_of_a_worker_keeps_what_is_no_secret() -> None:
     made = worker_environment({"PATH": "/bin", "OMP_WAIT_POLICY": "active", "https_proxy": "http://u:p@h"})
+    secrets = {"GH_PAT": "x", "SENTRY_DSN": "x", "REDIS": "redis://:secret@host/0", "GPG_PASSPHRASE": "x"}
+    assert not secrets.keys() & worker_environment(secrets).keys()
     assert made["PATH"] == "/bin" and made["OMP_WAIT_POLICY"] == "active" and "https_proxy" not in made
 
 
