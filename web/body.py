@@ -33,7 +33,7 @@ async def parsed_body(request: web.Request, limits: Limits, parse: Callable[[dic
 
 
 class _Share:
-    """What one request takes of the memory for bodies, until it is parsed. From then on its model's queue is bounded."""
+    """What one request takes of the memory for bodies until it is parsed. From then on the queues bound it."""
 
     def __init__(self, in_flight: InFlight, bytes_max: int) -> None:
         self._in_flight, self._bytes_max = in_flight, bytes_max
