@@ -28,6 +28,7 @@ from mesh import control
 from mesh.catalog import Catalog, look
 from mesh.cli.greeting import Start, draining, greeting
 from mesh.config import Config
+from mesh.descriptors import room_for_connections
 from mesh.dispatch import Dispatcher
 from mesh.errors import StartError
 from mesh.hosts import allowed_hosts, bound, is_loopback, lan_name, own_addresses
@@ -38,7 +39,7 @@ from mesh.ports import port_busy
 from mesh.state import State
 from mesh.version import engine_version, our_version
 from web.listener import Listener
-from web.services import Access, ChatFacet, ModelsFacet, Services, StateFacet
+from web.services import Access, ChatFacet, Limits, ModelsFacet, Services, StateFacet
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +236,7 @@ def _services(
             open_to_lan=config.open,
             control_token=token,
         ),
+        limits=Limits(connections=room_for_connections(Limits().connections)),
         stop=stop.ask,
     )
 
