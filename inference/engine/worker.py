@@ -263,7 +263,10 @@ def _frames_from(fd: int) -> Iterator[Frame]:
 
 def main() -> NoReturn:
     """Load, then serve until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The peer ends its workers, by `close` or the end of stdin. systemd sends SIGTERM to every process of a service:
+    # a worker that obeyed would end the streams that its peer is about to drain.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     # stdout carries frames: whatever native code prints goes to stderr
     channel = Channel(os.dup(1))
@@ -285,7 +288,8 @@ def main() -> NoReturn:
                 worker.receive(frame)
         except FrameError as error:
             print(f"the peer sent no frame: {error}", file=sys.stderr)
-        worker.stop()
+        finally:
+            worker.stop()  # whatever it was: without a reader nobody is heard any more
 
     threading.Thread(target=read, name="reader", daemon=True).start()
     threading.Thread(target=worker.prepare_forever, name="preparer", daemon=True).start()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -450,6 +452,20 @@ async def test_input_longer_than_a_batch_is_refused_even_where_the_context_was_r
         assert client.info.context == 100
         with pytest.raises(ContextLengthExceeded, match="100 tokens"):
             await asyncio.wait_for(client.embed(EmbeddingRequest(id="e", model="m", inputs=((1,) * 101,))), WAIT_S)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+async def test_signals_for_all_processes_of_a_service_leave_the_worker_to_its_peer(tiny_gguf: Path) -> None:
+    async with engine(tiny_gguf) as client:
+        stream = client.generate(tokens_in(1, 2, 3, max_tokens=300))
+        assert (await anext(stream)).started is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(client.pid, number)
+        made = [t async for chunk in stream for t in chunk.tokens]
+        assert len(made) == 300
+        await client.close()
+    death = client.died.result()
+    assert (death.exit_code, death.asked) == (0, True)
 
 
 # -- files that mean harm
