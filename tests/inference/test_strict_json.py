@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference import strict_json
 from inference.errors import InvalidRequest
-from inference.strict_json import DIGITS_MAX, MEMBERS_MAX, NESTING_MAX, VALUES_MAX, parse, parse_object
+from inference.strict_json import DIGITS_MAX, MEMBERS_MAX, NESTING_MAX, PIECE, VALUES_MAX, parse, parse_object
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -34,6 +37,52 @@ def test_any_bytes_are_a_value_or_an_invalid_request(data: bytes) -> None:
     except InvalidRequest:
         return
     assert value == json.loads(data.decode("utf-8-sig"))
+
+
+@given(
+    st.lists(st.text('\\"/\n\t\x7f\u00e9\u4e2d\U0001f600u dD89', max_size=40) | VALUES),
+    st.booleans(),
+    st.integers(24, 40),
+)
+def test_strings_scanned_in_pieces_are_the_same(value: list[Any], ascii_only: bool, piece: int) -> None:
+    """Wherever a piece ends: inside an escape, between two halves of a pair, after a backslash."""
+    data = json.dumps(value, ensure_ascii=ascii_only).encode()
+    with patch.object(strict_json, "PIECE", piece), patch.object(strict_json, "PATIENT_FROM", -1):
+        assert parse(data) == value
+
+
+@given(st.binary(max_size=99) | st.text('[]{}",:\\u0d8 \n1eE+-.aN', max_size=99).map(str.encode), st.integers(24, 40))
+def test_any_bytes_scanned_in_pieces_are_taken_or_refused_alike(data: bytes, piece: int) -> None:
+    found = []
+    for size, patient_from in ((2**20, 2**20), (piece, -1)):
+        with patch.object(strict_json, "PIECE", size), patch.object(strict_json, "PATIENT_FROM", patient_from):
+            try:
+                found.append(repr(parse(data)))
+            except InvalidRequest as refusal:
+                found.append(f"refused: {refusal.code}")
+    assert found[0] == found[1]
+
+
+def test_no_long_string_reaches_c_code_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C code keeps the interpreter's lock, and an event loop beside it waiting."""
+    lengths: list[int] = []
+
+    def scanned(text: str, start: int, strict: bool) -> tuple[str, int]:
+        found, end = scanstring(text, start, strict)
+        lengths.append(end - start)
+        return found, end
+
+    monkeypatch.setattr("json.decoder.scanstring", scanned)
+    content = 'a\n"\u4e2d' * 500_000
+    assert parse_object(json.dumps({"content": [content]}).encode()) == {"content": [content]}
+    assert sum(lengths) > 1_000_000
+    assert max(lengths) <= 2 * PIECE
+
+
+def test_a_name_is_not_that_long() -> None:
+    with pytest.raises(InvalidRequest, match="a name of more than 65,536 bytes"):
+        parse(b'{"a": {"' + b"x" * 100_000 + b'" : 1}}')
+    assert parse(b'["' + b"x" * 100_000 + b'", ":"]')
 
 
 def test_nesting_is_allowed_up_to_the_limit() -> None:
