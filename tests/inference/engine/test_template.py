@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from inference.chat import Message, TextPart, ToolCall
-from inference.engine.template import CHATML, RESULT_CHARS_MAX, ChatTemplate, TemplateError
+from inference.engine.template import CHATML, MEMORY_BYTES_MAX, RESULT_CHARS_MAX, ChatTemplate, TemplateError
 
 HELLO = (Message(role="user", content="Hello"),)
 
@@ -148,6 +150,20 @@ BOMBS = [
     "{{ 'ab'.replace('', 'x' * 60000000) }}",
     "{{ ('x' * 60000).join('y' * 60000) }}",
     "{{ ('x' * 60000)|list|join('y' * 60000) }}",
+    "{{ (1).to_bytes(10**10, 'big') }}",
+    "{{ 1|round(10**9, 'ceil') }}",
+    "{{ 1|round(-(10**9)) }}",
+    "{{ ('{0}' * 20000000).format('x' * 60000000) }}",
+    "{{ ('{0:>999}' * 8000000).format(1) }}",
+    "{{ ('x\\n' * 30000000)|indent(64) }}",
+    "{{ ('\u4e00' * 60000000)|list }}",
+    "{{ ('[],' * 20000000)|from_json }}",
+    "{% set ns = namespace(s='xy') %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{% set ns = namespace(s='xy') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{% set ns = namespace(n=3) %}{% for i in range(40) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "{% set ns = namespace(n=3) %}{% for i in range(40) %}{% set ns.n = ns.n ** 64 %}{% endfor %}",
+    "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
 ]
 
 
@@ -157,6 +173,46 @@ def test_no_template_eats_the_memory(source: str) -> None:
     """A worker's memory is the model's: one operation of a template must not take gigabytes."""
     try:
         text = rendered(source)
-    except TemplateError:
+    except TemplateError as error:
+        assert "MemoryError" not in str(error)
         return
     assert len(text) <= RESULT_CHARS_MAX
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bound a process's private memory")
+def test_operations_that_are_each_allowed_cannot_add_up_to_gigabytes() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    count = MEMORY_BYTES_MAX // RESULT_CHARS_MAX + 1
+    source = "".join(f"{{% set x{i} = 'x' * {RESULT_CHARS_MAX} %}}" for i in range(count))
+    with pytest.raises(TemplateError, match="MemoryError"):
+        rendered(source)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_what_python_cannot_compile_is_a_template_error_too() -> None:
+    deep = "{% for i in messages %}" * 30 + "{% endfor %}" * 30
+    with pytest.raises(TemplateError, match="does not compile"):
+        ChatTemplate(deep, bos="", eos="")
+
+
+def test_an_error_is_short_whatever_the_template_puts_in_it() -> None:
+    with pytest.raises(TemplateError) as failed:
+        rendered("{{ messages['x' * 1000000].y }}")
+    assert len(str(failed.value)) <= 500
+
+
+def test_operators_do_what_they_do_in_jinja() -> None:
+    source = "{{ 'a' ~ 1 ~ none }} {{ 'a' + 'b' }} {{ [1] + [2] }} {{ 2 * 3 }} {{ 'ab' * 2 }} {{ 2 ** 10 }} {{ 7 % 4 }}"
+    assert rendered(source) == "a1None ab [1, 2] 6 abab 1024 3"
+    assert rendered("{{ 1.256|round(2) }} {{ 1.21|round(1, 'ceil') }} {{ 'abc'|list|length }}") == "1.26 1.3 3"
+    assert rendered("{{ '{0} {1:>5}'.format('x', 2) }}") == "x     2"
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', "[" * 100_000, "9" * 5000, "no json"])
+def test_arguments_that_are_no_sound_object_stay_text(arguments: str) -> None:
+    """They are the caller's: no fault of the model's template, and no text that cannot be encoded."""
+    call = Message(role="assistant", content=None, tool_calls=(ToolCall(id="c", name="f", arguments=arguments),))
+    text = rendered("{{ messages[0].tool_calls[0].function.arguments|tojson }}", (call,))
+    assert json.loads(text.encode()) == arguments
