@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +19,7 @@ def main() -> None:
     model, port, context, threads = sys.argv[1], *map(int, sys.argv[2:5])
     llama = Llama(model, n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
     lock = threading.Lock()
+    waiting = ThreadPoolExecutor(64)  # every request that waits for the lock holds a thread
 
     def pieces(body: dict[str, Any]) -> Iterator[bytes]:
         with lock:
@@ -37,7 +39,7 @@ def main() -> None:
         await response.prepare(request)
         loop = asyncio.get_running_loop()
         iterator = pieces(body)
-        while (piece := await loop.run_in_executor(None, next, iterator, None)) is not None:
+        while (piece := await loop.run_in_executor(waiting, next, iterator, None)) is not None:
             await response.write(piece)
         return response
 

@@ -4,7 +4,8 @@ Every sequence remembers the tokens whose KV it holds, while it runs and after (
 idle sequence in place, or share the cells of any sequence (with a unified KV cache, sharing copies nothing).
 
 Parked prefixes are not free: attention looks at the mask of every cell that is in use. How many tokens may stay
-parked therefore follows from what prompts turn out to have in common (`Parking`).
+parked therefore follows from what prompts turn out to have in common (`Parking`). Measured: 3,000 cells held for nobody
+made a 0.5B model's prompts a tenth slower on two cores.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def placed(prompt: Tokens, sequences: List[Sequence], *, can_rewind: bool) -> Pl
 
 
 class Parking:
-    """How many tokens may stay parked: all cells while prompts come back, few after many that did not.
+    """How many tokens may stay parked: few, until prompts come back to what had to go; up to all cells then.
 
     What was given up is remembered for a while as bare tokens (the idea of ARC's ghost lists, Megiddo and Modha 2003):
     a prompt that would have found its prefix there makes the budget grow, one that finds nothing makes it shrink.
@@ -102,7 +103,7 @@ class Parking:
         """`ceiling`: the number of KV cells."""
         self._floor, self._ceiling = min(PARKED_TOKENS_MIN, ceiling), ceiling
         self._ghosts: deque[array[int]] = deque(maxlen=GHOSTS)
-        self.budget = ceiling
+        self.budget = min(2 * PARKED_TOKENS_MIN, ceiling)
 
     def admitted(self, prompt: Tokens, keep: int) -> None:
         """A prompt was placed and found `keep` of its tokens."""
@@ -117,11 +118,11 @@ class Parking:
         self._ghosts.append(tokens)
 
     def surplus(self, sequences: List[Sequence]) -> list[Sequence]:
-        """The parked sequences to give up now, least recently used first."""
+        """The parked sequences to give up now, least recently used first; never the newest, however long."""
         parked = sorted((s for s in sequences if not s.busy and s.tokens), key=lambda s: s.last_used)
         over = sum(len(s.tokens) for s in parked) - self.budget
         out = []
-        for sequence in parked:
+        for sequence in parked[:-1]:
             if over <= 0:
                 break
             out.append(sequence)

@@ -91,13 +91,14 @@ def test_parked_tokens_stay_within_the_budget_and_the_oldest_go_first() -> None:
     sequences[4].busy = True
     given_up = parking.surplus(sequences)
     assert [s.id for s in given_up] == [3, 2]  # 1,600 parked, 1,024 may stay: 800 do
+    assert parking.surplus([seq(0, [1] * 5000, last_used=1)]) == []  # a long chat goes on, whatever the budget
     assert parking.surplus([s for s in sequences if s not in given_up]) == []
 
 
 def test_the_budget_shrinks_when_prompts_do_not_come_back_and_grows_when_one_is_missed() -> None:
     parking = Parking(10_000)
     chat = list(range(1, 501))
-    assert parking.budget == 10_000
+    assert parking.budget == 2 * PARKED_TOKENS_MIN
     for i in range(100):
         parking.admitted(prompt(1000 + i, 5), 0)
     assert parking.budget == PARKED_TOKENS_MIN
