@@ -304,7 +304,20 @@ def _arguments(text: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError):
         return text
-    return value if isinstance(value, dict) else text
+    return _Arguments(value) if isinstance(value, dict) else text
+
+
+class _Arguments(dict[str, Any]):
+    """Arguments for both kinds of template: an object with names, and JSON where it is written as text."""
+
+    def __str__(self) -> str:
+        return _tojson(self)
+
+    def __add__(self, other: str) -> str:
+        return str(self) + other
+
+    def __radd__(self, other: str) -> str:
+        return other + str(self)
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_options: Any) -> str:

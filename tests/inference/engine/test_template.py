@@ -40,6 +40,15 @@ def test_earlier_tool_calls_reach_the_template_with_their_arguments_as_an_object
     assert rendered(source, (call, answer)) == "f:1c"
 
 
+@pytest.mark.parametrize(
+    "written", ["{{ arguments }}", "{{ '' + arguments + '' }}", "{{ '' ~ arguments }}", "{{ arguments | tojson }}"]
+)
+def test_a_template_that_writes_arguments_as_text_writes_json(written: str) -> None:
+    calls = (ToolCall(id="c", name="f", arguments='{"a": "ü", "b": [true]}'),)
+    source = "{% set arguments = messages[0].tool_calls[0].function.arguments %}" + written
+    assert rendered(source, (Message(role="assistant", content=None, tool_calls=calls),)) == '{"a": "ü", "b": [true]}'
+
+
 def test_the_date_is_the_one_of_the_ingress() -> None:
     assert rendered("{{ strftime_now('%Y-%m-%d %H:%M') }}", now=0.0, offset=9 * 3600) == "1970-01-01 09:00"
 
