@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from inference.engine.spec import EngineSpec
 from inference.errors import ModelUnavailable
 from inference.hardware import Hardware, default_threads, memory_budget_bytes
-from inference.models.fit import bytes_needed, context_that_fits, fits
+from inference.models.fit import bytes_needed, context_that_fits, fits, kv_bytes
 from inference.models.model import StoredModel
 from mesh.version import ADD_ENGINE
 
 SLOTS = 8
 """Requests at once when nobody chose: slots share one KV cache, so an unused one costs next to nothing."""
+
+SHELF_BYTES = 256 * 1024 * 1024
+"""Twenty conversations of 1,000 tokens of a 0.5B model, two of an 8B one."""
 
 ONE_THREAD_BYTES = 32 * 1024 * 1024
 """Below this a token takes less time than threads need to meet at every layer's barriers."""
@@ -67,11 +70,13 @@ class Loading:
         if not self.has_engine:
             raise ModelUnavailable(ENGINE_MISSING)
         slots = self.slots or SLOTS
+        cells = self._cells(model, slots)
         return EngineSpec(
             path=str(model.path),
             slots=slots,
             parked=slots,
-            context=self._cells(model, slots),
+            context=cells,
+            shelf_bytes=self._shelf_bytes(model, cells, slots),
             context_per_request=self.context,
             threads=self.threads or (1 if model.size_bytes < ONE_THREAD_BYTES else default_threads(self.cores)),
             embedding=model.header.is_embedding,
@@ -84,7 +89,15 @@ class Loading:
             cells = self._cells(model, slots)
         except ModelUnavailable:
             cells = 0
-        return bytes_needed(model.header, model.size_bytes, cells, slots)
+        needed = bytes_needed(model.header, model.size_bytes, cells, slots)
+        return needed + self._shelf_bytes(model, cells, slots)
+
+    def _shelf_bytes(self, model: StoredModel, cells: int, slots: int) -> int:
+        """Plain memory for prefixes that leave the cache: at most as much as the cache, and as is left."""
+        if model.header.is_embedding:
+            return 0
+        left = self.budget_bytes - bytes_needed(model.header, model.size_bytes, cells, slots)
+        return max(0, min(SHELF_BYTES, kv_bytes(model.header, cells), left))
 
     def _cells(self, model: StoredModel, slots: int) -> int:
         """KV cells for all slots: as many as useful and possible, never fewer than one request was promised."""

@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.chat import FinishReason, Sampling
-from inference.engine.prefix import Parking, Placement, Sequence, Tokens, common_prefix, placed
+from inference.engine.prefix import Placement, Sequence, Tokens, common_prefix, placed, surplus
 from inference.engine.sampling import NotFinite, Sampler
+from inference.engine.shelf import Shelf, State
 from inference.engine.text import TextAssembler
 
 PREFILL_TOKENS = 512
@@ -35,6 +36,10 @@ PREFILL_TOKENS = 512
 
 WAIT_FOR_NEIGHBOUR = 64
 """A prompt that would find this many more tokens cached after a neighbour's prefill waits for it."""
+
+
+WORTH_RESTORING = 64
+"""A prefix of fewer tokens is evaluated again in less time than it takes to think about it."""
 
 
 class Evaluator(Protocol):
@@ -51,6 +56,8 @@ class Evaluator(Protocol):
     def logits(self, rows: int) -> npt.NDArray[np.float32]: ...
     def forget(self, sequence: int, start: int = -1) -> bool: ...
     def share(self, source: int, target: int, end: int) -> None: ...
+    def save(self, sequence: int) -> State: ...
+    def restore(self, sequence: int, state: State) -> bool: ...
     def clear(self) -> None: ...
 
 
@@ -154,8 +161,17 @@ class Work:
 class Batcher:
     """The requests of one model, its sequences, and the step that moves them all."""
 
-    def __init__(self, context: Evaluator, vocabulary: Vocabulary, *, slots: int, parked: int, can_rewind: bool):
-        """`slots` requests run at once; `slots + parked` sequences exist in `context`."""
+    def __init__(
+        self,
+        context: Evaluator,
+        vocabulary: Vocabulary,
+        *,
+        slots: int,
+        parked: int,
+        can_rewind: bool,
+        shelf_bytes: int = 0,
+    ) -> None:
+        """`slots` requests run at once; `slots + parked` sequences exist in `context`; the rest may be saved."""
         self._context = context
         self._vocabulary = vocabulary
         self._slots = slots
@@ -164,7 +180,7 @@ class Batcher:
         self._waiting: deque[Work] = deque()
         self._prefilling: list[Work] = []
         self._generating: list[Work] = []
-        self._parking = Parking(context.cells)
+        self._shelf = Shelf(shelf_bytes)
         self._clock = 0
         self._crowded = False  # somebody had to leave: nobody comes in until somebody is done
         self._prompts: frozenset[int] = frozenset()  # whose prompt is in the evaluation that runs; read by any thread
@@ -208,8 +224,8 @@ class Batcher:
         self.decoded_rows = 0
         self._drop_cancelled()
         self._admit(events)
-        for sequence in self._parking.surplus(self._sequences):
-            self._empty(sequence)
+        for sequence in surplus(self._sequences):
+            self._park(sequence)
         n, rows = self._fill()
         if n == 0:
             return events
@@ -247,8 +263,7 @@ class Batcher:
             if self._neighbour_evaluates_more(ids, place.keep):
                 postponed.append(work)
                 continue
-            self._parking.admitted(ids, place.keep)
-            self._occupy(work, place)
+            self._occupy(work, self._restored(ids, place))
             self._prefilling.append(work)
             if not work.announced:
                 work.announced = True
@@ -272,6 +287,28 @@ class Batcher:
         seq.tokens = work.ids[:keep]
         seq.busy = True
         work.seq, work.evaluated = seq, keep
+
+    def _restored(self, ids: Tokens, place: Placement) -> Placement:
+        """`place`, or a better one made by taking a saved prefix from the shelf back into the cache."""
+        common, saved = self._shelf.best(ids, whole=not self._can_rewind)
+        keep = min(common, len(ids) - 1)
+        if saved is None or keep < place.keep + WORTH_RESTORING:
+            return place
+        seq = min((s for s in self._sequences if not s.busy), key=lambda s: (len(s.tokens) > 0, s.last_used))
+        if seq.tokens:
+            self._park(seq)
+        if not self._context.restore(seq.id, saved.state):  # no room: another time, perhaps
+            self._empty(seq)
+            return placed(ids, self._sequences, can_rewind=self._can_rewind)
+        self._shelf.used(saved)
+        seq.tokens = saved.tokens[:]
+        return Placement(id=seq.id, keep=keep)
+
+    def _park(self, seq: Sequence) -> None:
+        """Move an idle sequence from the cache to the shelf."""
+        if self._shelf.is_open and len(seq.tokens) >= WORTH_RESTORING and not self._shelf.holds(seq.tokens):
+            self._shelf.put(seq.tokens, self._context.save(seq.id))
+        self._empty(seq)
 
     def _release(self, work: Work) -> None:
         assert work.seq is not None
@@ -383,7 +420,7 @@ class Batcher:
         """The oldest parked prefix goes; when none is left, the newest request waits again."""
         parked = [s for s in self._sequences if not s.busy and s.tokens]
         if parked:
-            self._empty(min(parked, key=lambda s: s.last_used))
+            self._park(min(parked, key=lambda s: s.last_used))
             return
         running = [*self._generating, *self._prefilling]
         if len(running) == 1:
@@ -400,7 +437,6 @@ class Batcher:
 
     def _empty(self, seq: Sequence) -> None:
         self._context.forget(seq.id)
-        self._parking.given_up(seq.tokens)
         seq.tokens = array("i")
 
     def _fail_all(self, events: list[Event], reason: str) -> None:

@@ -267,6 +267,19 @@ class Context:
         """Let `target` use `source`'s cells for positions 0 .. end-1. Copies nothing."""
         C.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
+    def save(self, sequence: int) -> npt.NDArray[np.uint8]:
+        """The cells of `sequence`, copied out; for `restore` in this context only."""
+        size = C.llama_state_seq_get_size(self.handle, sequence)
+        state = np.empty(size, np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return state[: C.llama_state_seq_get_data(self.handle, pointer, size, sequence)]
+
+    def restore(self, sequence: int, state: object) -> bool:
+        """Put what `save` returned into `sequence`, whose own cells go. False: there is no room."""
+        assert isinstance(state, np.ndarray)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return bool(C.llama_state_seq_set_data(self.handle, pointer, state.nbytes, sequence))
+
     def clear(self) -> None:
         """Forget every sequence."""
         C.llama_memory_clear(self._memory, True)

@@ -1,17 +1,12 @@
-"""Which sequence a prompt should use, so that as little as possible is evaluated again; what is worth keeping. Pure.
+"""Which sequence a prompt should use, so that as little as possible is evaluated again; what leaves the cache. Pure.
 
 Every sequence remembers the tokens whose KV it holds, while it runs and after (parked). A prompt may extend an
 idle sequence in place, or share the cells of any sequence (with a unified KV cache, sharing copies nothing).
-
-Parked prefixes are not free: attention looks at the mask of every cell that is in use. How many tokens may stay
-parked therefore follows from what prompts turn out to have in common (`Parking`). Measured: 3,000 cells held for nobody
-made a 0.5B model's prompts a tenth slower on two cores.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 
@@ -23,13 +18,8 @@ Tokens = npt.NDArray[np.int32]
 _BLOCK = 4096  # compared at a time: some microseconds
 
 
-PARKED_TOKENS_MIN = 1024
-"""Tokens that may always stay parked: a short chat's next turn finds them."""
-
-WORTH_KEEPING = 64
-"""Fewer tokens in common than this (a template's opening) say nothing about whether prompts come back."""
-
-GHOSTS = 32
+PARKED_TOKENS_MAX = 1024
+"""Tokens that may stay parked beside the newest sequence; the rest goes to the shelf (inference.engine.shelf)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,39 +82,14 @@ def placed(prompt: Tokens, sequences: List[Sequence], *, can_rewind: bool) -> Pl
     return Placement(id=target.id, keep=kept[target.id])
 
 
-class Parking:
-    """How many tokens may stay parked: few, until prompts come back to what had to go; up to all cells then.
-
-    What was given up is remembered for a while as bare tokens (the idea of ARC's ghost lists, Megiddo and Modha 2003):
-    a prompt that would have found its prefix there makes the budget grow, one that finds nothing makes it shrink.
-    """
-
-    def __init__(self, ceiling: int) -> None:
-        """`ceiling`: the number of KV cells."""
-        self._floor, self._ceiling = min(PARKED_TOKENS_MIN, ceiling), ceiling
-        self._ghosts: deque[array[int]] = deque(maxlen=GHOSTS)
-        self.budget = min(2 * PARKED_TOKENS_MIN, ceiling)
-
-    def admitted(self, prompt: Tokens, keep: int) -> None:
-        """A prompt was placed and found `keep` of its tokens."""
-        missed = max((common_prefix(prompt, ghost) for ghost in self._ghosts), default=0) - keep
-        if missed >= WORTH_KEEPING:
-            self.budget = min(self._ceiling, self.budget + max(self.budget, missed))
-        elif keep < WORTH_KEEPING:
-            self.budget = max(self._floor, self.budget - self.budget // 16)
-
-    def given_up(self, tokens: array[int]) -> None:
-        """A parked prefix had to go."""
-        self._ghosts.append(tokens)
-
-    def surplus(self, sequences: List[Sequence]) -> list[Sequence]:
-        """The parked sequences to give up now, least recently used first; never the newest, however long."""
-        parked = sorted((s for s in sequences if not s.busy and s.tokens), key=lambda s: s.last_used)
-        over = sum(len(s.tokens) for s in parked) - self.budget
-        out = []
-        for sequence in parked[:-1]:
-            if over <= 0:
-                break
-            out.append(sequence)
-            over -= len(sequence.tokens)
-        return out
+def surplus(sequences: List[Sequence]) -> list[Sequence]:
+    """The parked sequences that should leave the cache, least recently used first; never the newest, however long."""
+    parked = sorted((s for s in sequences if not s.busy and s.tokens), key=lambda s: s.last_used)
+    over = sum(len(s.tokens) for s in parked) - PARKED_TOKENS_MAX
+    out = []
+    for sequence in parked[:-1]:
+        if over <= 0:
+            break
+        out.append(sequence)
+        over -= len(sequence.tokens)
+    return out

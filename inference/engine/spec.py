@@ -13,6 +13,7 @@ class EngineSpec:
     use); `context_per_request` bounds one request (0: the model's own). `slots` requests run at the same time; `parked`
     finished prefixes are kept beside them.
     `threads` 0: chosen from the cores of this machine. `gpu_layers` -1: all that fit.
+    `shelf_bytes` of plain memory keep prefixes that had to leave the KV cache (inference.engine.shelf).
     """
 
     path: str
@@ -21,6 +22,7 @@ class EngineSpec:
     context: int = 0
     context_per_request: int = 0
     threads: int = 0
+    shelf_bytes: int = 0
     gpu_layers: int = -1
     embedding: bool = False
 

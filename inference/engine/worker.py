@@ -82,7 +82,12 @@ class Worker:
         self._preparer = Preparer(self._model, template, per_request, watchdog)
         self._embedder = Embedder(self._model, self._context, sequences) if spec.embedding else None
         self._batcher = Batcher(
-            self._context, self._model, slots=spec.slots, parked=spec.parked, can_rewind=self._model.can_rewind
+            self._context,
+            self._model,
+            slots=spec.slots,
+            parked=spec.parked,
+            can_rewind=self._model.can_rewind,
+            shelf_bytes=spec.shelf_bytes,
         )
         self._tuner = ThreadTuner(threads)
         self.info = EngineInfo(

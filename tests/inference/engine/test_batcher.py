@@ -32,6 +32,14 @@ def follower(history: list[int]) -> int:
     return 1 + (sum((i + 3) * t for i, t in enumerate(history)) * 2654435761 >> 7) % (VOCAB - 1)
 
 
+class FakeState:
+    """What a sequence held, ten bytes a token."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self.nbytes = 10 * len(tokens)
+
+
 class FakeContext:
     """Keeps what every sequence really holds, with one pool of cells, and asserts llama.cpp's rules."""
 
@@ -85,6 +93,17 @@ class FakeContext:
         assert len(self.held[source]) >= end
         self.held[target] = self.held[source][:end]
 
+    def save(self, sequence: int) -> FakeState:
+        return FakeState([t for t, _ in self.held[sequence]])
+
+    def restore(self, sequence: int, state: object) -> bool:
+        assert isinstance(state, FakeState)
+        assert not self.held[sequence]
+        if self._cells_used() + len(state.tokens) > self.cells:
+            return False
+        self.held[sequence] = [(t, object()) for t in state.tokens]
+        return True
+
     def clear(self) -> None:
         self.held = [[] for _ in self.held]
 
@@ -134,7 +153,9 @@ def test_every_answer_is_what_the_model_says_alone(
 ) -> None:
     rng = random.Random(seed)
     context = FakeContext(cells=rng.choice([120, 200, 2000]), sequences=slots + parked, can_rewind=can_rewind)
-    batcher = Batcher(context, FakeModel(), slots=slots, parked=parked, can_rewind=can_rewind)
+    batcher = Batcher(
+        context, FakeModel(), slots=slots, parked=parked, can_rewind=can_rewind, shelf_bytes=rng.choice([0, 900, 10**6])
+    )
     lengths = {i: rng.randint(1, 20) for i in range(len(all_prompts))}
     events: list[Event] = []
     for i, tokens in enumerate(all_prompts):
@@ -361,3 +382,35 @@ def test_only_an_evaluation_that_made_tokens_and_nothing_else_is_worth_timing() 
     batcher.cancel(1)
     batcher.cancel(2)
     assert rows() == 0 and batcher.idle
+
+
+def test_a_conversation_that_left_the_cache_comes_back_from_the_shelf() -> None:
+    context = FakeContext(cells=4000, sequences=4)
+    batcher = Batcher(context, FakeModel(), slots=1, parked=3, can_rewind=True, shelf_bytes=10**6)
+    chat = [1, 2, 3] * 200
+    batcher.submit(work(1, chat, 5))
+    answer = answers(list(run(batcher)))[1]
+    for i in range(4):  # others push it out: 600 tokens each, 1,024 and the newest may stay
+        batcher.submit(work(10 + i, [4 + i] * 600, 2))
+        assert answers(list(run(batcher)))[10 + i] == alone([4 + i] * 600, 2)
+    assert sum(len(held) for held in context.held) < 2500
+    before = context.evaluated
+    batcher.submit(work(2, [*chat, *answer, 7], 4))
+    events = list(run(batcher))
+    assert answers(events)[2] == alone([*chat, *answer, 7], 4)
+    assert context.evaluated - before < 20
+
+
+def test_without_room_to_restore_the_prompt_is_evaluated_again() -> None:
+    context = FakeContext(cells=700, sequences=3)
+    batcher = Batcher(context, FakeModel(), slots=2, parked=1, can_rewind=True, shelf_bytes=10**6)
+    chat = [1, 2, 3] * 100
+    batcher.submit(work(1, chat, 2))
+    list(run(batcher))
+    batcher.submit(work(2, [9] * 500, 100))  # takes the room; the chat leaves the cache
+    events = [e for _ in range(30) for e in batcher.step()]
+    batcher.submit(work(3, [*chat, 5], 3))
+    events += run(batcher)
+    made = answers(events)
+    assert made[2] == alone([9] * 500, 100)
+    assert made[3] == alone([*chat, 5], 3)

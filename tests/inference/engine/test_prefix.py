@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.engine.prefix import (
-    PARKED_TOKENS_MIN,
-    Parking,
     Placement,
     Sequence,
     common_prefix,
     placed,
+    surplus,
 )
 
 
@@ -85,36 +84,15 @@ def test_what_is_kept_is_really_there(tokens: list[int], held: list[tuple[list[i
         assert place.keep in (0, len(target.tokens))
 
 
-def test_parked_tokens_stay_within_the_budget_and_the_oldest_go_first() -> None:
-    parking = Parking(1024)
+def test_parked_tokens_stay_within_their_bound_and_the_oldest_leave_first() -> None:
     sequences = [seq(i, [i] * 400, last_used=10 - i) for i in range(5)]
     sequences[4].busy = True
-    given_up = parking.surplus(sequences)
-    assert [s.id for s in given_up] == [3, 2]  # 1,600 parked, 1,024 may stay: 800 do
-    assert parking.surplus([seq(0, [1] * 5000, last_used=1)]) == []  # a long chat goes on, whatever the budget
-    assert parking.surplus([s for s in sequences if s not in given_up]) == []
+    leaving = surplus(sequences)
+    assert [s.id for s in leaving] == [3, 2]  # 1,600 parked, 1,024 may stay: 800 do
+    assert surplus([s for s in sequences if s not in leaving]) == []
 
 
-def test_the_budget_shrinks_when_prompts_do_not_come_back_and_grows_when_one_is_missed() -> None:
-    parking = Parking(10_000)
-    chat = list(range(1, 501))
-    assert parking.budget == 2 * PARKED_TOKENS_MIN
-    for i in range(100):
-        parking.admitted(prompt(1000 + i, 5), 0)
-    assert parking.budget == PARKED_TOKENS_MIN
-    parking.given_up(array("i", chat))
-    parking.admitted(prompt(*chat, 7, 8), 0)
-    grown = parking.budget
-    assert grown >= PARKED_TOKENS_MIN + 500
-    parking.admitted(prompt(*chat, 7, 8), 500)  # found: it pays
-    assert parking.budget == grown
-    for _ in range(20):
-        parking.admitted(prompt(*chat, 7, 8), 0)
-    assert parking.budget == 10_000
-
-
-def test_a_small_cache_has_a_small_budget() -> None:
-    parking = Parking(256)
-    for i in range(100):
-        parking.admitted(prompt(1000 + i, 5), 0)
-    assert parking.budget == 256
+def test_the_newest_sequence_stays_however_long_it_is() -> None:
+    chat, old = seq(0, [1] * 5000, last_used=2), seq(1, [2] * 30, last_used=1)
+    assert surplus([chat]) == []
+    assert surplus([chat, old]) == [old]

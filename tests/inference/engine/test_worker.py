@@ -290,6 +290,20 @@ async def test_every_token_is_the_one_a_fresh_context_chooses(tiny_gguf: Path, c
 # -- going on
 
 
+async def test_conversations_that_left_the_cache_come_back_as_they_were(tiny_gguf: Path) -> None:
+    rng = random.Random(5)
+    chats = [[rng.randrange(IDS) for _ in range(500)] for _ in range(6)]
+    cases = []
+    async with engine(tiny_gguf, slots=2, parked=2, context=4096, shelf_bytes=64 * 1024 * 1024) as client:
+        for turn in range(3):
+            for ids in chats:  # six take turns; the cache keeps 1,024 tokens beside the newest
+                made = await answer(client, tokens_in(*ids, sampling=GREEDY, max_tokens=8))
+                assert made.started.cached_tokens >= (len(ids) - 10 if turn else 0)
+                cases.append((list(ids), made.tokens))
+                ids += [*made.tokens, 7, 8]
+    assert_greedy(tiny_gguf, cases)
+
+
 async def test_continuation_after_any_number_of_tokens_says_exactly_the_rest(scripted: EngineClient) -> None:
     whole = await answer(scripted, chat("Hello"))
     for k in range(1, len(whole.tokens)):
