@@ -535,19 +535,9 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     root = Path(inference.__file__).resolve().parent.parent
     if root.name not in ("site-packages", "dist-packages"):
         kept["PYTHONPATH"] = os.pathsep.join(p for p in (str(root), kept.get("PYTHONPATH", "")) if p)
-    # ggml runs gdb on abort() if it is installed: seconds, in a process that is already lost.
-    return {"GGML_NO_BACKTRACE": "1"} | engine_environment() | kept
-
-
-def engine_environment() -> dict[str, str]:
-    """OpenMP's settings, which must stand before the library loads; what the user has set wins.
-
-    Threads meet at a barrier hundreds of times a token. GNU OpenMP spins there for a millisecond by default, which on a
-    machine in use starves the very thread that is waited for; not spinning at all (OMP_WAIT_POLICY=passive) pays
-    for waking up every time, a third of the speed of a quiet machine. A short spin has neither cost: see
-    docs/performance.md for the figures. Other OpenMP libraries ignore the variable.
-    """
-    return {"GOMP_SPINCOUNT": "5000"}
+    # ggml runs gdb on abort() if it is installed: seconds, in a process that is already lost. OpenMP's wait policy is
+    # left as it is: see inference.engine.threads.
+    return {"GGML_NO_BACKTRACE": "1"} | kept
 
 
 _BY_CODE: dict[str | None, type[InferenceError]] = {

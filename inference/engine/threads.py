@@ -1,9 +1,10 @@
 """How many threads to compute with, found by trying while it runs. Pure.
 
 Threads meet at a barrier hundreds of times a token. When another program takes one of their cores, all wait for the
-one that has none: measured on two cores, two threads fell from 68 tokens/s to 2 beside one busy process, where one
+one that has none: measured on two cores, two threads fell from 70 tokens/s to 2 beside one busy process, where one
 thread made 45. So when steps become slow, fewer threads are tried, and the fastest number is kept; from time to time
-all of them get another chance.
+all of them get another chance. OpenMP's wait policy stays at its default, a long spin: shorter ones cost 5 to 15 % of a
+quiet machine's tokens and save little where threads are few enough (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ SLOW_STEPS = 3
 SAMPLES = 3  # steps timed for each candidate, after one that is not counted
 GAIN = 0.9  # fewer threads must take less than this share of the time to be worth it
 AGAIN_S, AGAIN_MAX_S = 5.0, 60.0
+HOPELESS = 2.0  # a candidate whose step takes this many times the one in use is given up at once
 DRIFT = 1.01  # the best time is forgotten slowly: contexts grow, clocks change
 
 
@@ -34,6 +36,7 @@ class ThreadTuner:
         self._results: dict[int, float] = {}
         self._samples: list[float] = []
         self._rows = 0
+        self._in_use_s = 0.0  # what a step took with the number in use, when it was chosen; 0: not known
 
     def decoded(self, rows: int, seconds: float, now: float) -> None:
         """A step made one token for each of `rows` requests and evaluated no prompt; it took `seconds`."""
@@ -53,6 +56,8 @@ class ThreadTuner:
 
     def _probe(self, rows: int) -> None:
         """Try all threads, one fewer, half of them, one."""
+        if rows != self._rows:
+            self._in_use_s = 0.0
         self._slow, self._rows = 0, rows
         self._candidates = sorted({self._all, self._all - 1, self._all // 2, 1} - {0}, reverse=True)
         self._results, self._samples = {}, []
@@ -63,7 +68,9 @@ class ThreadTuner:
             self._probe(rows)
             return
         self._samples.append(seconds)
-        if len(self._samples) <= SAMPLES:
+        if self._in_use_s and seconds > HOPELESS * self._in_use_s:
+            self._samples = [seconds, seconds]
+        elif len(self._samples) <= SAMPLES:
             return
         self._results[self.threads] = statistics.median(self._samples[1:])
         self._samples = []
@@ -82,7 +89,8 @@ class ThreadTuner:
         self.threads = choice
         if choice == self._all:
             self._best[self._rows] = self._results[choice]
-            self._again_s = AGAIN_S
+            self._again_s, self._in_use_s = AGAIN_S, 0.0
         else:
+            self._in_use_s = self._results[choice]
             self._again_at = now + self._again_s
             self._again_s = min(AGAIN_MAX_S, self._again_s * 2)

@@ -53,6 +53,17 @@ def test_a_long_contention_costs_little_more_than_the_right_number_from_the_star
     assert rate > 0.8 / contended(1, 4)
 
 
+def test_another_chance_under_contention_costs_one_step() -> None:
+    tuner = ThreadTuner(2)
+    now, _ = run(tuner, quiet, 50)
+    now, _ = run(tuner, contended, 200, now=now)
+    slow = 0
+    for _ in range(3000):  # three minutes
+        slow += tuner.threads == 2
+        now, _ = run(tuner, contended, 1, now=now)
+    assert 1 <= slow <= 8
+
+
 def test_one_slow_step_changes_nothing() -> None:
     tuner = ThreadTuner(8)
     now, _ = run(tuner, quiet, 20)
