@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import statistics
 
-SLOW = 1.6
-"""A step that takes this many times the best known may be waiting for a core."""
+SLOW = 2.5
+"""A step that takes this many times the best known may be waiting for a core; less is a machine's ordinary noise."""
 
-SLOW_STEPS = 3
+SLOW_STEPS = 4
+VERY_SLOW = 8.0  # such a step counts twice: seconds are being lost
 SAMPLES = 3  # steps timed for each candidate, after one that is not counted
 GAIN = 0.9  # fewer threads must take less than this share of the time to be worth it
 AGAIN_S, AGAIN_MAX_S = 5.0, 60.0
@@ -50,7 +51,8 @@ class ThreadTuner:
         else:
             best = min(self._best.get(rows, seconds) * DRIFT, seconds)
             self._best[rows] = best
-            self._slow = self._slow + 1 if seconds > SLOW * best else 0
+            step = 2 if seconds > VERY_SLOW * best else 1
+            self._slow = self._slow + step if seconds > SLOW * best else 0
             if self._slow >= SLOW_STEPS:
                 self._probe(rows)
 
@@ -68,12 +70,18 @@ class ThreadTuner:
             self._probe(rows)
             return
         self._samples.append(seconds)
+        best = self._best.get(rows, 0.0)
         if self._in_use_s and seconds > HOPELESS * self._in_use_s:
             self._samples = [seconds, seconds]
+        elif self.threads == self._all and len(self._samples) == 2 and min(self._samples) > SLOW * best > 0.0:
+            pass  # still slow: enough is known of all threads
         elif len(self._samples) <= SAMPLES:
             return
         self._results[self.threads] = statistics.median(self._samples[1:])
         self._samples = []
+        if not self._in_use_s and self._results[self._all] <= SLOW * best:
+            self._candidates = []  # it has passed: nothing is tried
+            return
         left = [c for c in self._candidates if c not in self._results]
         if left:
             self.threads = left[0]

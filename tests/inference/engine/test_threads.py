@@ -64,6 +64,15 @@ def test_another_chance_under_contention_costs_one_step() -> None:
     assert 1 <= slow <= 8
 
 
+def test_trouble_that_has_passed_costs_no_step_with_fewer_threads() -> None:
+    tuner = ThreadTuner(2)
+    now, _ = run(tuner, quiet, 50)
+    now, _ = run(tuner, contended, 2, now=now)
+    for _ in range(50):
+        assert tuner.threads == 2
+        now, _ = run(tuner, quiet, 1, now=now)
+
+
 def test_one_slow_step_changes_nothing() -> None:
     tuner = ThreadTuner(8)
     now, _ = run(tuner, quiet, 20)
@@ -82,7 +91,7 @@ def test_steps_of_different_work_are_not_compared() -> None:
 def test_a_middle_number_is_kept_when_it_is_the_fastest() -> None:
     tuner = ThreadTuner(8)
     now, _ = run(tuner, quiet, 20)
-    run(tuner, lambda threads, rows: 0.5 if threads > 4 else quiet(threads, rows) * 1.7, 60, now=now)
+    run(tuner, lambda threads, rows: 0.5 if threads > 4 else quiet(threads, rows) * 1.7, 80, now=now)
     assert tuner.threads == 4
 
 
