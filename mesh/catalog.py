@@ -52,6 +52,10 @@ class Catalog:
         """Has the model in memory. Raises as a request for it would."""
         await self._pool.load(self.resolve(model_id))
 
+    async def unload(self, model_id: str) -> bool:
+        """Has the model out of memory once it has answered what it serves; False: it was not in."""
+        return await self._pool.unload(model_id)
+
     async def import_file(self, path: str, name: str | None) -> ModelView:
         """Takes a GGUF file of this machine into the store. Raises the errors of `Store.import_file`."""
         if not Path(path).is_absolute():

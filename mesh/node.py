@@ -216,7 +216,7 @@ def _services(
             list=catalog.views,
             resolve=catalog.view,
             load=catalog.load,
-            unload=state.pool.unload,
+            unload=catalog.unload,
             import_file=catalog.import_file,
             remove=catalog.remove,
         ),

@@ -28,7 +28,7 @@ class State:
         pool: Pool,
     ) -> None:
         self.is_ready = False
-        self.pool = pool
+        self._pool = pool
         self._config = config
         self._hardware = hardware
         self._engine = engine
@@ -38,7 +38,7 @@ class State:
 
     def status(self) -> dict[str, Any]:
         """The peer in a dozen fields; units are the ends of the names."""
-        states = self.pool.states()
+        states = self._pool.states()
         return {
             "name": self._config.name,
             "version": our_version(),
@@ -61,7 +61,7 @@ class State:
     def ps(self) -> dict[str, Any]:
         """What is in memory, and every request that runs or waits."""
         return {
-            "models": [self._model(s) for s in self.pool.states()],
+            "models": [self._model(s) for s in self._pool.states()],
             "requests": [_request(r) for r in self._dispatcher.active()],
         }
 

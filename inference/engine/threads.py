@@ -71,13 +71,11 @@ class ThreadTuner:
             return
         self._samples.append(seconds)
         best = self._best.get(rows, 0.0)
-        if self._in_use_s and seconds > HOPELESS * self._in_use_s:
-            self._samples = [seconds, seconds]
-        elif self.threads == self._all and len(self._samples) == 2 and min(self._samples) > SLOW * best > 0.0:
-            pass  # still slow: enough is known of all threads
-        elif len(self._samples) <= SAMPLES:
+        is_hopeless = self._in_use_s > 0.0 and seconds > HOPELESS * self._in_use_s
+        still_slow = self.threads == self._all and len(self._samples) == 2 and min(self._samples) > SLOW * best > 0.0
+        if not (is_hopeless or still_slow or len(self._samples) > SAMPLES):
             return
-        self._results[self.threads] = statistics.median(self._samples[1:])
+        self._results[self.threads] = seconds if is_hopeless else statistics.median(self._samples[1:])
         self._samples = []
         if not self._in_use_s and self._results[self._all] <= SLOW * best:
             self._candidates = []  # it has passed: nothing is tried

@@ -8,31 +8,15 @@ from pathlib import Path
 import pytest
 
 from inference.errors import ModelUnavailable
-from inference.models.model import Header, StoredModel
+from inference.models.model import StoredModel
 from mesh.loading import ENGINE_MISSING, SLOTS, Loading
+from tests.fixtures.stored_models import HALF
 
 GB = 10**9
 
 
 def model(*, context: int = 8192, pooling: int | None = None, size: int = GB) -> StoredModel:
-    header = Header(
-        architecture="llama",
-        name=None,
-        context=context,
-        layers=24,
-        embedding=896,
-        heads=14,
-        heads_kv=2,
-        key_length=64,
-        value_length=64,
-        vocab=32_000,
-        experts=0,
-        pooling=pooling,
-        template=True,
-        quantization="Q4_0",
-        parameters=500_000_000,
-        weights_bytes=size,
-    )
+    header = replace(HALF, context=context, vocab=32_000, pooling=pooling, weights_bytes=size)
     return StoredModel(
         id="m", path=Path("/m.gguf"), size_bytes=size, sha256=None, header=header, origin="import", added_at=0.0
     )

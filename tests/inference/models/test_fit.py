@@ -9,27 +9,9 @@ from hypothesis import strategies as st
 
 from inference.models.fit import MIB, bytes_needed, context_that_fits, context_wanted, fits, kv_bytes, shown
 from inference.models.model import Header
+from tests.fixtures.stored_models import HALF
 
 GB = 10**9
-# Qwen2.5-0.5B, Q4_0
-HALF = Header(
-    architecture="qwen2",
-    name=None,
-    context=32_768,
-    layers=24,
-    embedding=896,
-    heads=14,
-    heads_kv=2,
-    key_length=64,
-    value_length=64,
-    vocab=151_936,
-    experts=0,
-    pooling=None,
-    template=True,
-    quantization="Q4_0",
-    parameters=494_000_000,
-    weights_bytes=400_000_000,
-)
 
 
 def test_the_kv_cache_is_what_the_engine_allocates() -> None:
