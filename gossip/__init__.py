@@ -1,3 +1,3 @@
-"""Who is here, who belongs, who coordinates. Nothing yet: a version 0.1 peer is alone."""
+"""Who is here, who belongs, who coordinates. Carries opaque bytes and knows nothing of models."""
 
 __distribution__ = "llm-router-mesh"

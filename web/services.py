@@ -16,7 +16,8 @@ from inference.chat import Chunk, EmbeddingRequest, Embeddings, Generation
 class Caller:
     """Who asks, as far as the guards know.
 
-    `deadline_s` is what the caller sent in `x-llm-router-timeout` (seconds from now), or None.
+    `deadline_s` is what the caller sent in `x-llm-router-timeout` (seconds from now), or None. `explain`: the caller
+    wants to see every candidate with its score (`x-llm-router-explain: 1`).
     """
 
     ip: str
@@ -24,6 +25,7 @@ class Caller:
     is_local: bool = False
     background: bool = False
     deadline_s: float | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,61 @@ class ChatFacet:
 
     generate: Callable[[Generation, Caller], AsyncIterator[Chunk]]
     embed: Callable[[EmbeddingRequest, Caller], Awaitable[Embeddings]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarder:
+    """The peer that forwarded a request to this one, and what it says of it (`x-mesh-context`).
+
+    `peer` is the id its certificate proves. `fairness_key` names the caller at the ingress. `may_refuse`: a holder whose
+    slots are full answers 429 instead of queueing; the ingress tries another. `deadline_s` from now.
+    """
+
+    peer: str
+    fairness_key: str = ""
+    background: bool = False
+    deadline_s: float | None = None
+    attempt: int = 1
+    may_refuse: bool = False
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopFacet:
+    """Making tokens for another peer of the mesh: on this machine only, never forwarded again.
+
+    `generate` yields chunks as `ChatFacet.generate` does, also those without text (tokens that are held back).
+    `load` is what rides on answers: opaque to `web`, msgpack of mesh.facts.
+    """
+
+    generate: Callable[[Generation, Forwarder], AsyncIterator[Chunk]]
+    embed: Callable[[EmbeddingRequest, Forwarder], Awaitable[Embeddings]]
+    load: Callable[[], bytes]
+    heartbeat_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshFacet:
+    """The mesh as people see and govern it. Dicts are JSON-ready. `who` is an id, a unique prefix of six, or a name.
+
+    What cannot be done raises `inference.errors` (404 for a peer nobody knows, 409 where the state forbids it).
+    """
+
+    overview: Callable[[], dict[str, Any]]  # /api/mesh, addresses included; the route takes them out
+    agents: Callable[[], list[dict[str, Any]]]  # /api/agents, likewise
+    peer: Callable[[str], dict[str, Any]]  # peers show
+    identity: Callable[[], dict[str, Any]]
+    joins: Callable[[], list[dict[str, Any]]]  # who asks to join now: {id, name, digits, seconds_left, address}
+    door: Callable[[float], dict[str, Any]]  # minutes from now, 0 shuts it
+    approve: Callable[[str], Awaitable[dict[str, Any]]]  # six digits, or the id of the request
+    deny: Callable[[str], Awaitable[dict[str, Any]]]
+    invite: Callable[[int, float], Awaitable[dict[str, Any]]]  # uses, hours -> {line, command, expires_at}
+    join: Callable[[str], Awaitable[dict[str, Any]]]  # a token line, or an address
+    leave: Callable[[], Awaitable[dict[str, Any]]]
+    rename: Callable[[str, str], Awaitable[dict[str, Any]]]
+    revoke: Callable[[str], Awaitable[dict[str, Any]]]
+    trust: Callable[[str], Awaitable[dict[str, Any]]]
+    well_known: Callable[[], dict[str, Any]]  # {version, mesh, peer_port}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +109,7 @@ class ModelView:
     quantization: str | None = None
     sha256: str | None = None
     aliases: tuple[str, ...] = ()
+    holders: tuple[str, ...] = ()  # names of the peers that have it, this one first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,5 +169,6 @@ class Services:
     models: ModelsFacet
     state: StateFacet
     access: Access
+    mesh: MeshFacet | None = None  # None in tests of a peer that has none
     limits: Limits = field(default_factory=Limits)
     stop: Callable[[], None] = lambda: None  # the CLI's `down`
