@@ -1,0 +1,42 @@
+"""What is known of a member: what it says about itself, and what this peer believes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossip.effects import PeerId, Role, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a peer says about itself; it spreads with its `alive`."""
+
+    addresses: tuple[str, ...] = ()
+    draining: bool = False
+    # 0 never coordinates, 1 may, 2 prefers to
+    eligibility: int = 1
+    # of the software
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberView:
+    """A member as it stands now, for readers. `since`: when it came into this state, by this peer's clock."""
+
+    peer: PeerId
+    role: Role
+    state: State
+    run: int
+    incarnation: int
+    about: About
+    since: float
+    is_connected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A fact of a peer, the newest version that is here."""
+
+    version: int
+    value: bytes
+    received_at: float
