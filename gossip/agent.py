@@ -1,0 +1,534 @@
+"""The shell around gossip.core: keeps a channel to every member, carries the core's effects, keeps the roster.
+
+    channel bytes -> Core.receive -> effects -> sends, events
+    clock         -> Core.tick    ----^
+
+It decides nothing of who is alive or who coordinates (gossip.core), who belongs (gossip.roster), or how strangers are
+met (gossip.meeting). Time is the loop's, chance is given: on a loop with virtual time it is deterministic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gossip.channel import Channel, Network
+from gossip.codec import CodecError
+from gossip.config import GossipConfig
+from gossip.core import Core
+from gossip.dialling import Dialler
+from gossip.effects import (
+    Avoid,
+    CoordinatorChanged,
+    Dial,
+    Effect,
+    FactChanged,
+    MemberChanged,
+    OutranMyself,
+    Persist,
+    Regained,
+    Role,
+    Transmit,
+)
+from gossip.election import Claim
+from gossip.errors import GossipError
+from gossip.frames import (
+    CORE,
+    FRAME,
+    FRAMES,
+    PROTO_MAX,
+    PROTO_MIN,
+    Cloned,
+    FrameMessage,
+    Hello,
+    Moved,
+    Probe,
+    ProbeAnswer,
+    Statements,
+    common_version,
+    framed,
+)
+from gossip.home import Home
+from gossip.identity import short
+from gossip.link import Link
+from gossip.member import About, Fact, MemberView
+from gossip.roster import Roster
+
+log = logging.getLogger(__name__)
+
+HELLO_S = 5.0
+SLEPT_S = 5.0
+"""A gap of the loop this long: the machine slept. Every channel is suspect, and everybody is asked again."""
+LATE_S = 0.25
+TICK_S_MAX = 1.0
+PENDING_S = 1.0
+PENDING_MAX = 32
+CLONE_CHECK_S = 1.0
+STATEMENTS_PER_FRAME = 200
+QUIET_S = 3.0
+"""A channel that was not heard for this long gives way to a new one of the same process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """What the agent tells; each is called in the loop and must not wait."""
+
+    avoid: Callable[[str], None] = lambda peer: None
+    regained: Callable[[str], None] = lambda peer: None
+    member: Callable[[MemberChanged], None] = lambda event: None
+    fact: Callable[[str, str], None] = lambda peer, key: None
+    coordinator: Callable[[Claim | None], None] = lambda claim: None
+    roster: Callable[[Roster], None] = lambda roster: None
+    moved: Callable[[str, Sequence[str]], None] = lambda mesh_id, addresses: None
+    cloned: Callable[[str], None] = lambda address: None
+    wrong_version: Callable[[str, Hello], None] = lambda peer, hello: None
+
+
+class Agent:
+    """One peer's part in its mesh. `run` until cancelled; all methods belong to that loop."""
+
+    def __init__(
+        self,
+        *,
+        me: str,
+        run: int,
+        home: Home,
+        network: Network,
+        about: About,
+        config: GossipConfig,
+        rng: random.Random,
+        events: Events | None = None,
+    ) -> None:
+        """`run`: ms since the epoch at the start of this process."""
+        self.me = me
+        self.run_id = run
+        self._home = home
+        self._network = network
+        self._about = about
+        self._config = config
+        self._rng = rng
+        self._events = events or Events()
+        self._loop = asyncio.get_running_loop()
+        self._facts: dict[str, tuple[bytes, bool]] = {}
+        self._links: dict[str, Link] = {}
+        self._pending: dict[str, list[tuple[float, bytes]]] = {}
+        self._probes: dict[int, asyncio.Future[None]] = {}
+        self._wake = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._dialler = Dialler(
+            me=me,
+            network=network,
+            addresses=self.addresses,
+            opened=self._dialled,
+            refused=self.gone,
+            config=config,
+            rng=rng,
+        )
+        self._core = self._new_core()
+        self.is_leaving = False
+
+    # -- life
+
+    async def run(self) -> None:
+        """Takes part until cancelled; then every channel is closed."""
+        self._network.accept(self._accepted)
+        try:
+            async with self._tasks:
+                self._tasks.create_task(self._drive(), name="gossip clock")
+                self._tasks.create_task(self._dialler.run(), name="gossip dialler")
+                self._carry(self._core.members_are(self._roles(), self._now()))
+                self._refresh()
+        finally:
+            await asyncio.gather(*(link.channel.close() for link in self._links.values()), return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Says goodbye to everybody; what is said is on its way when this returns."""
+        self.is_leaving = True
+        self._carry(self._core.leave(self._now()))
+        await asyncio.gather(*(link.flushed(1.0) for link in list(self._links.values())))
+
+    async def adopt(self, roster: Roster) -> None:
+        """Moves to the mesh of `roster`, which has this peer in it. The old members are told where to."""
+        old = list(self._links.values())
+        moved = framed(Moved(mesh_id=roster.mesh_id, addresses=self._about.addresses))
+        for link in old:
+            link.put(moved, self._now())
+        self._carry(self._core.leave(self._now()))
+        await asyncio.gather(*(link.flushed(1.0) for link in old))
+        for link in old:
+            self._drop(link)
+        self._home.move(roster)
+        self._core = self._new_core()
+        self._changed_roster()
+
+    # -- what others may ask
+
+    @property
+    def roster(self) -> Roster:
+        return self._home.roster
+
+    @property
+    def coordinator(self) -> Claim | None:
+        return self._core.coordinator
+
+    def members(self) -> Sequence[MemberView]:
+        """Everybody of the roster but this peer."""
+        return self._core.members()
+
+    def member(self, peer: str) -> MemberView | None:
+        return self._core.member(peer)
+
+    def fact(self, peer: str, key: str) -> Fact | None:
+        return self._core.fact(peer, key)
+
+    def is_connected(self, peer: str) -> bool:
+        return peer in self._links
+
+    def addresses(self, peer: str) -> tuple[str, ...]:
+        """Where `peer` may be reached, the best guess first."""
+        view = self._core.member(peer)
+        told = view.about.addresses if view is not None else ()
+        return tuple(dict.fromkeys((*self._home.addresses(peer), *self._dialler.hinted(peer), *told)))
+
+    def set_fact(self, key: str, value: bytes, *, fast: bool = False) -> None:
+        """Tells everybody; a fact outlives a move to another mesh."""
+        if self._facts.get(key) != (value, fast):
+            self._facts[key] = (value, fast)
+            self._carry(self._core.set_fact(key, value, self._now(), fast=fast))
+
+    def about_is(self, **changes: object) -> None:
+        """Addresses, draining or eligibility changed."""
+        about = replace(self._about, **changes)  # type: ignore[arg-type]
+        if about != self._about:
+            self._about = about
+            self._carry(self._core.about_is(about, self._now()))
+
+    @property
+    def about(self) -> About:
+        return self._about
+
+    def set_roster(self, roster: Roster) -> None:
+        """The roster of this mesh has new statements, made or admitted here: everybody hears of them at once."""
+        before = set(self._home.roster.statements)
+        if roster.mesh_id != self._home.roster.mesh_id:
+            raise ValueError("another mesh: use adopt")
+        fresh = [s for s in roster.statements if s not in before]
+        if fresh:
+            self._home.set_roster(roster)
+            self._flood(fresh, but=None)
+            self._changed_roster()
+
+    def hinted(self, peer: str, addresses: Sequence[str]) -> None:
+        """Somebody says that the member may be there."""
+        self._dialler.hint(peer, addresses)
+        if peer in self._home.roster.members:
+            self._carry(self._core.hinted(peer, self._now()))
+
+    def heard(self, peer: str) -> None:
+        """`peer` did something that only a living one does."""
+        self._carry(self._core.heard(peer, self._now()))
+
+    def gone(self, peer: str) -> None:
+        """A connection to `peer` failed elsewhere: it is probed now."""
+        self._carry(self._core.disconnected(peer, self._now()))
+
+    async def probe(self, peer: str, timeout_s: float = 1.0) -> bool:
+        """Does it answer, now?"""
+        link = self._links.get(peer)
+        return link is not None and await self._answers(link, timeout_s)
+
+    def interfaces_changed(self, addresses: tuple[str, ...]) -> None:
+        """This machine has other addresses now."""
+        self.about_is(addresses=addresses)
+        self._dialler.wake_all()
+
+    # -- the core
+
+    def _now(self) -> float:
+        return self._loop.time()
+
+    def _new_core(self) -> Core:
+        core = Core(
+            me=self.me,
+            run=self.run_id,
+            about=self._about,
+            config=self._config,
+            rng=random.Random(self._rng.getrandbits(64)),
+            now=self._now(),
+            claim=self._home.claim,
+        )
+        for key, (value, fast) in self._facts.items():
+            core.set_fact(key, value, self._now(), fast=fast)
+        return core
+
+    def _roles(self) -> Mapping[str, Role]:
+        return {peer: member.state for peer, member in self._home.roster.members.items()}
+
+    async def _drive(self) -> None:
+        before = self._now()
+        while True:
+            wait = min(TICK_S_MAX, max(0.0, self._core.wake_at - self._now()))
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            now = self._now()
+            if now - before > SLEPT_S:
+                self._woke_up(now - before)
+            if now - self._core.wake_at > LATE_S:
+                for _ in range(3):  # what has arrived meanwhile is heard before anybody is judged
+                    await asyncio.sleep(0)
+                now = self._now()
+            before = now
+            self._carry(self._core.tick(now))
+
+    def _woke_up(self, gap_s: float) -> None:
+        log.warning("the machine slept, or was stopped; joining again", extra={"seconds": round(gap_s, 1)})
+        self._dialler.wake_all()
+
+    def _carry(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Transmit(to=to, data=data):
+                    self._send(to, CORE + data)
+                case Persist(claim=claim):
+                    self._home.set_claim(claim)
+                case Dial(peer=peer):
+                    self._dialler.want(peer)
+                case Avoid(peer=peer):
+                    self._events.avoid(peer)
+                case Regained(peer=peer):
+                    self._events.regained(peer)
+                case MemberChanged():
+                    self._dialler.state_is(effect.peer, effect.after)
+                    self._events.member(effect)
+                case FactChanged(peer=peer, key=key):
+                    self._events.fact(peer, key)
+                case CoordinatorChanged(claim=claim):
+                    self._events.coordinator(claim)
+                case OutranMyself(run=run):
+                    log.warning("a later start of this very peer was heard of; is its data folder a copy?")
+                    self.run_id = run
+        if effects:
+            self._wake.set()
+
+    def _send(self, to: str, data: bytes) -> None:
+        now = self._now()
+        link = self._links.get(to)
+        if link is not None:
+            link.put(data, now)
+            return
+        waiting = self._pending.setdefault(to, [])
+        waiting.append((now, data))
+        del waiting[:-PENDING_MAX]
+        self._dialler.want(to)
+
+    # -- channels
+
+    async def _accepted(self, channel: Channel) -> None:
+        await self._serve(channel)
+
+    async def _dialled(self, channel: Channel) -> None:
+        try:
+            await self._serve(channel)
+        finally:
+            await channel.close()
+
+    async def _serve(self, channel: Channel) -> None:
+        """A channel from its first message to its end."""
+        hello = await self._greeted(channel)
+        if hello is None:
+            return
+        link = Link(channel, hello.run, self._now())
+        writer = asyncio.create_task(link.write(), name=f"to {short(link.peer)}")
+        try:
+            if not await self._takes(link):
+                await link.flushed(1.0)
+                return
+            self._opened(link, hello)
+            await self._read(link)
+        finally:
+            link.end()
+            writer.cancel()
+            await asyncio.wait({writer})
+            self._closed(link)
+
+    async def _greeted(self, channel: Channel) -> Hello | None:
+        """Says hello and hears it; None when this channel is not for us."""
+        try:
+            async with asyncio.timeout(HELLO_S):
+                await channel.send(framed(self._hello()))
+                data = await channel.receive()
+            message = FRAMES.decode(data[1:]) if data is not None and data[:1] == FRAME else None
+        except (GossipError, CodecError, TimeoutError):
+            return None
+        if not isinstance(message, Hello):
+            return None
+        if common_version(message) is None:
+            log.warning(
+                "a peer speaks another version", extra={"peer": short(channel.peer), "version": message.version}
+            )
+            self._events.wrong_version(channel.peer, message)
+            return None
+        if channel.peer == self.me:
+            self._met_myself(channel, message)
+            return None
+        if message.mesh_id != self._home.roster.mesh_id:
+            self._events.moved(message.mesh_id, (channel.address,) if channel.is_dialled else ())
+            return None
+        return message
+
+    def _hello(self) -> Hello:
+        roster = self._home.roster
+        return Hello(
+            proto_min=PROTO_MIN,
+            proto_max=PROTO_MAX,
+            mesh_id=roster.mesh_id,
+            run=self.run_id,
+            version=self._about.version,
+            digest=roster.digest,
+        )
+
+    def _met_myself(self, channel: Channel, hello: Hello) -> None:
+        """Another process proves my identity. The one that started later gives way."""
+        if hello.run < self.run_id:
+            self._events.cloned(channel.address)
+
+    async def _takes(self, link: Link) -> bool:
+        """Whether `link` becomes the channel to its peer, in the place of one that is there."""
+        old = self._links.get(link.peer)
+        if old is None:
+            return True
+        if old.run != link.run:
+            # a restart, if the old process is silent; else two processes have one identity
+            if not await self._answers(old, CLONE_CHECK_S):
+                self._drop(old)
+                return True
+            later, earlier = (link, old) if link.run > old.run else (old, link)
+            log.error("two machines have the same identity", extra={"peer": short(link.peer)})
+            later.put(framed(Cloned(address=earlier.channel.address)), self._now())
+            if later is old:
+                await old.flushed(1.0)
+                self._drop(old)
+                return True
+            return False
+        if self._now() - old.heard_at > QUIET_S or self._is_better(link, old):
+            self._drop(old)
+            return True
+        return False
+
+    def _is_better(self, new: Link, old: Link) -> bool:
+        """Both sides opened one: the channel that the smaller id dialled stays. Of one side's two, the newer."""
+        if new.channel.is_dialled == old.channel.is_dialled:
+            return True
+        return new.channel.is_dialled == (self.me < new.peer)
+
+    def _opened(self, link: Link, hello: Hello) -> None:
+        now = self._now()
+        self._links[link.peer] = link
+        self._dialler.has(link.peer, True)
+        if link.channel.is_dialled:
+            self._home.remember(link.peer, link.channel.address)
+        if hello.digest != self._home.roster.digest:
+            self._tell(link, self._home.roster.statements)
+        for at, data in self._pending.pop(link.peer, []):
+            if now - at <= PENDING_S:
+                link.put(data, now)
+        self._carry(self._core.connected(link.peer, now))
+
+    def _closed(self, link: Link) -> None:
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+            self._dialler.has(link.peer, False)
+            self._carry(self._core.disconnected(link.peer, self._now()))
+
+    def _drop(self, link: Link) -> None:
+        """Ends a link from here."""
+        link.end()
+        self._tasks.create_task(link.channel.close(), name="closing")
+        self._closed(link)
+
+    async def _read(self, link: Link) -> None:
+        while (data := await link.channel.receive()) is not None:
+            if self._links.get(link.peer) is not link:
+                return  # replaced or dropped; a channel of somebody revoked says nothing any more
+            link.heard_at = link.used_at = self._now()
+            kind, body = data[:1], data[1:]
+            if kind == CORE:
+                self._carry(self._core.receive(link.peer, body, link.heard_at))
+            elif kind == FRAME:
+                try:
+                    self._framed(link, FRAMES.decode(body))
+                except CodecError as error:
+                    log.debug("not a frame", extra={"peer": short(link.peer), "reason": str(error)})
+
+    def _framed(self, link: Link, message: object) -> None:
+        match message:
+            case Probe(nonce=nonce):
+                link.put(framed(ProbeAnswer(nonce=nonce)), self._now())
+            case ProbeAnswer(nonce=nonce):
+                if (answer := self._probes.get(nonce)) is not None and not answer.done():
+                    answer.set_result(None)
+            case Statements(statements=statements):
+                self._learned(link, statements)
+            case Moved(mesh_id=mesh_id, addresses=addresses):
+                self._events.moved(mesh_id, addresses)
+            case Cloned(address=address):
+                self._events.cloned(address)
+
+    async def _answers(self, link: Link, timeout_s: float) -> bool:
+        nonce = self._rng.getrandbits(32)
+        answer = self._probes[nonce] = self._loop.create_future()
+        try:
+            link.put(framed(Probe(nonce=nonce)), self._now())
+            async with asyncio.timeout(timeout_s):
+                await answer
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            del self._probes[nonce]
+
+    # -- the roster
+
+    def _tell(self, link: Link, statements: Sequence[bytes]) -> None:
+        for at in range(0, len(statements), STATEMENTS_PER_FRAME):
+            message: FrameMessage = Statements(statements=tuple(statements[at : at + STATEMENTS_PER_FRAME]))
+            link.put(framed(message), self._now())
+
+    def _flood(self, statements: Sequence[bytes], but: Link | None) -> None:
+        for link in list(self._links.values()):
+            if link is not but:
+                self._tell(link, statements)
+
+    def _learned(self, link: Link, statements: Sequence[bytes]) -> None:
+        before = self._home.roster
+        known = set(before.statements)
+        roster = before.merged(statements)
+        fresh = [s for s in roster.statements if s not in known]
+        if not fresh:
+            return
+        self._home.set_roster(roster)
+        self._flood(fresh, but=link)
+        self._changed_roster()
+
+    def _changed_roster(self) -> None:
+        roster = self._home.roster
+        self._events.roster(roster)  # first: new members must find their certificates trusted
+        for peer, link in list(self._links.items()):
+            if peer not in roster.members:
+                log.warning("a peer is no member any more", extra={"peer": short(peer)})
+                self._drop(link)
+        self._carry(self._core.members_are(self._roles(), self._now()))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        others = [peer for peer in self._home.roster.members if peer != self.me]
+        self._dialler.members_are(others)
+        for peer in set(self._pending) - set(others):
+            del self._pending[peer]

@@ -1,0 +1,88 @@
+"""What two members say to each other on a channel beside gossip itself: who they are, whom they know, where they went.
+
+The first byte of a message tells whose it is: FRAME for these, CORE for those of gossip.core. Versions: each side names
+the lowest and highest it speaks, and both use the highest common one; without one the channel ends, and both say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossip.codec import Codec
+
+FRAME = b"\x00"
+CORE = b"\x01"
+
+PROTO_MIN = 1
+PROTO_MAX = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """The first message of both sides. `digest` is the sender's roster; `run` its start, in ms since the epoch."""
+
+    proto_min: int
+    proto_max: int
+    mesh_id: str
+    run: int
+    version: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statements:
+    """Statements of the roster that the other side may lack."""
+
+    statements: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Are you there? Answered at once."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeAnswer:
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """The sender leaves for another mesh, which may be found there."""
+
+    mesh_id: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cloned:
+    """Another living process has the receiver's identity, since before it: its data folder is a copy."""
+
+    address: str
+
+
+FrameMessage = Hello | Statements | Probe | ProbeAnswer | Moved | Cloned
+
+FRAMES = Codec(
+    {
+        "hello": Hello,
+        "roster": Statements,
+        "probe": Probe,
+        "here": ProbeAnswer,
+        "moved": Moved,
+        "clone": Cloned,
+    }
+)
+
+
+def framed(message: FrameMessage) -> bytes:
+    """The bytes of `message`, marked as a frame."""
+    return FRAME + FRAMES.encode(message)
+
+
+def common_version(hello: Hello) -> int | None:
+    """The version that both sides speak; None when there is none."""
+    version = min(PROTO_MAX, hello.proto_max)
+    return version if version >= max(PROTO_MIN, hello.proto_min) else None

@@ -1,0 +1,76 @@
+"""One open channel to a member, with a writer of its own: who sends never waits, and a peer that does not read is left.
+
+A message is queued, bounded in number and bytes; what overflows ends the channel, since messages on it are only useful
+in order and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+
+from gossip.channel import Channel, Unreachable
+
+QUEUE_LENGTH_MAX = 2000
+QUEUE_BYTES_MAX = 8 * 1024 * 1024
+
+
+class Link:
+    """A channel whose other end said Hello. `run` is the other process's; times are the loop's."""
+
+    def __init__(self, channel: Channel, run: int, now: float) -> None:
+        self.channel = channel
+        self.peer = channel.peer
+        self.run = run
+        self.opened_at = now
+        self.heard_at = now
+        self.used_at = now
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._is_over = False
+
+    def put(self, data: bytes, now: float) -> None:
+        """Queues `data`."""
+        if self._is_over:
+            return
+        self.used_at = now
+        self._queue.append(data)
+        self._bytes += len(data)
+        if len(self._queue) > QUEUE_LENGTH_MAX or self._bytes > QUEUE_BYTES_MAX:
+            self.end()
+        self._filled.set()
+
+    def end(self) -> None:
+        """What is queued is not sent any more; the writer stops, and with it the channel."""
+        self._is_over = True
+        self._queue.clear()
+        self._filled.set()
+        self._emptied.set()
+
+    async def flushed(self, timeout_s: float) -> None:
+        """Returns when everything queued was handed to the network, or after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                if self._queue and not self._is_over:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+
+    async def write(self) -> None:
+        """Sends what is queued until the link ends or the channel is over."""
+        try:
+            while not self._is_over:
+                while self._queue:
+                    data = self._queue[0]
+                    await self.channel.send(data)
+                    if self._queue and self._queue[0] is data:
+                        self._queue.popleft()
+                        self._bytes -= len(data)
+                self._emptied.set()
+                self._filled.clear()
+                if not self._queue and not self._is_over:
+                    await self._filled.wait()
+        except Unreachable:
+            self._is_over = True
