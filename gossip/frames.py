@@ -67,12 +67,12 @@ FrameMessage = Hello | Statements | Probe | ProbeAnswer | Moved | Cloned
 
 FRAMES = Codec(
     {
-        "hello": Hello,
-        "roster": Statements,
-        "probe": Probe,
-        "here": ProbeAnswer,
-        "moved": Moved,
-        "clone": Cloned,
+        1: Hello,
+        2: Statements,
+        3: Probe,
+        4: ProbeAnswer,
+        5: Moved,
+        6: Cloned,
     }
 )
 

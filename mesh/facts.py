@@ -94,7 +94,7 @@ class Inventory:
     models: tuple[ModelFact, ...] = ()
 
 
-_CODEC = Codec({"load": Load, "inventory": Inventory})
+_CODEC = Codec({1: Load, 2: Inventory})
 
 
 def load_out(load: Load) -> bytes:

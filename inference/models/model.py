@@ -58,6 +58,16 @@ class StoredModel:
     aliases: tuple[str, ...] = ()
     counts: bool = True
 
+    @property
+    def file_name(self) -> str:
+        """The last part of its path."""
+        return self.path.name
+
+    @property
+    def is_builtin(self) -> bool:
+        """True for the model that ships with the program."""
+        return self.origin == "builtin"
+
 
 def is_another_file(before: StoredModel, now: StoredModel) -> bool:
     """Whether the file behind a name was exchanged. One that has no hash yet may be the same."""

@@ -9,16 +9,36 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import PurePath, PurePosixPath
+from typing import Protocol, TypeVar
 
 from inference.errors import ModelNotFound
 from inference.models.errors import BadModelName
-from inference.models.model import HELLO, StoredModel
+from inference.models.model import HELLO
 
 NAME_CHARS_MAX = 200
 NEAREST = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*(:[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
 _CLOUDS = frozenset({"openai", "anthropic", "ahtnorpic", "google"})
 _GENERIC_STEMS = frozenset({"model", "ggml-model"})
+
+
+class Named(Protocol):
+    """What has a name: a model of this machine, or one that another peer tells of."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+
+    @property
+    def file_name(self) -> str: ...
+
+    @property
+    def is_builtin(self) -> bool: ...
+
+
+M = TypeVar("M", bound=Named)
 
 
 def checked(name: str) -> str:
@@ -44,7 +64,7 @@ def checked(name: str) -> str:
     return name
 
 
-def resolve(name: str, models: Sequence[StoredModel]) -> StoredModel:
+def resolve(name: str, models: Sequence[M]) -> M:
     """The model a caller means: exact id, else alias, else file stem in any case, with or without `.gguf`.
 
     An alias or stem that several models share means none of them. Raises `ModelNotFound` naming the nearest ids.
@@ -62,7 +82,7 @@ def resolve(name: str, models: Sequence[StoredModel]) -> StoredModel:
     raise absent(name, models)
 
 
-def absent(name: str, models: Sequence[StoredModel]) -> ModelNotFound:
+def absent(name: str, models: Sequence[Named]) -> ModelNotFound:
     """The error for a name that means none of `models`: OpenAI's sentence, and where to go from there."""
     sentence = f"The model `{_shown(name)}` does not exist or you do not have access to it."
     ids = {model.id.casefold(): model.id for model in in_order(models)}
@@ -73,9 +93,9 @@ def absent(name: str, models: Sequence[StoredModel]) -> ModelNotFound:
     return ModelNotFound(f"{sentence} {hint}", param="model")
 
 
-def in_order(models: Iterable[StoredModel]) -> list[StoredModel]:
+def in_order(models: Iterable[M]) -> list[M]:
     """By id regardless of case, the embedded model last."""
-    return sorted(models, key=lambda model: (model.origin == "builtin", model.id.casefold(), model.id))
+    return sorted(models, key=lambda model: (model.is_builtin, model.id.casefold(), model.id))
 
 
 def derived(file: PurePath, taken: Collection[str]) -> str:
@@ -138,9 +158,9 @@ def _stem(file_name: str) -> str:
     return file_name[: -len(".gguf")] if file_name.casefold().endswith(".gguf") else file_name
 
 
-def _stems(model: StoredModel) -> set[str]:
+def _stems(model: Named) -> set[str]:
     """What the model may be called, in lower case: its id, the last part of it, its aliases, its file."""
-    names = {model.id, PurePosixPath(model.id).name, _stem(model.path.name), *model.aliases}
+    names = {model.id, PurePosixPath(model.id).name, _stem(model.file_name), *model.aliases} - {""}
     return {name.casefold() for name in names}
 
 
