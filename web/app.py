@@ -12,6 +12,7 @@ from web.control import ControlRoutes
 from web.dialects.openai import OpenAIRoutes
 from web.guards import Policy
 from web.inflight import IN_FLIGHT, InFlight
+from web.mesh import MeshRoutes
 from web.pages import PageRoutes
 from web.services import Services
 
@@ -30,6 +31,7 @@ def route_table(services: Services) -> list[Route]:
     """Every route there is."""
     openai = OpenAIRoutes(services)
     control = ControlRoutes(services)
+    mesh = MeshRoutes(services)
     pages = PageRoutes(services)
     return [
         Route("POST", "/v1/chat/completions", openai.chat, Policy.INFERENCE),
@@ -47,6 +49,22 @@ def route_table(services: Services) -> list[Route]:
         Route("POST", "/api/models/unload", control.unload_model, Policy.CONTROL),
         Route("DELETE", "/api/models/{id:.+}", control.remove_model, Policy.CONTROL),
         Route("POST", "/api/shutdown", control.shutdown, Policy.CONTROL),
+        Route("GET", "/api/mesh", mesh.overview, Policy.LOCAL),
+        Route("GET", "/api/agents", mesh.agents, Policy.LOCAL),
+        Route("GET", "/api/agents/{id}", mesh.peer, Policy.LOCAL),
+        Route("GET", "/api/nodes", mesh.agents, Policy.LOCAL),
+        Route("GET", "/api/nodes/{id}", mesh.peer, Policy.LOCAL),
+        Route("GET", "/api/mesh/identity", mesh.identity, Policy.CONTROL),
+        Route("GET", "/api/mesh/joins", mesh.joins, Policy.CONTROL),
+        Route("POST", "/api/mesh/door", mesh.door, Policy.CONTROL),
+        Route("POST", "/api/mesh/approve", mesh.approve, Policy.CONTROL),
+        Route("POST", "/api/mesh/deny", mesh.deny, Policy.CONTROL),
+        Route("POST", "/api/mesh/invite", mesh.invite, Policy.CONTROL),
+        Route("POST", "/api/mesh/join", mesh.join, Policy.CONTROL),
+        Route("POST", "/api/mesh/leave", mesh.leave, Policy.CONTROL),
+        Route("POST", "/api/mesh/peers/{id}/rename", mesh.rename, Policy.CONTROL),
+        Route("POST", "/api/mesh/peers/{id}/revoke", mesh.revoke, Policy.CONTROL),
+        Route("POST", "/api/mesh/peers/{id}/trust", mesh.trust, Policy.CONTROL),
         Route("GET", "/metrics", pages.metrics, Policy.LOCAL),
         Route("GET", "/health", pages.health, Policy.PUBLIC),
         Route("GET", "/ready", pages.ready, Policy.PUBLIC),

@@ -44,8 +44,10 @@ class PageRoutes:
         return web.Response(body=self._services.state.metrics(), headers=headers)
 
     async def well_known(self, request: web.Request) -> web.Response:
-        """What another peer asks first. There is no mesh yet."""
-        return web.json_response({"version": self._services.state.version, "mesh": None, "peer_port": None})
+        """What another peer asks first, and nothing else: version, short mesh id, peer port."""
+        mesh = self._services.mesh
+        alone = {"version": self._services.state.version, "mesh": None, "peer_port": None}
+        return web.json_response(alone if mesh is None else mesh.well_known())
 
     async def root(self, request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "/dashboard"})

@@ -219,6 +219,7 @@ def model_object(view: ModelView) -> dict[str, Any]:
         "quantization": view.quantization,
         "capabilities": list(view.capabilities),
         "aliases": list(view.aliases),
+        "holders": list(view.holders),
     }
 
 
