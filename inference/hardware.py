@@ -28,12 +28,16 @@ CGROUP_UNLIMITED = 2**60  # v1 writes a number near 2^63 for "no limit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU. `is_usable` False: somebody says it is there, but nothing was found that could compute on it."""
+    """One GPU. `is_usable` False: somebody says it is there, but nothing was found that could compute on it.
+
+    `capability` orders GPUs when nothing was measured: CUDA's compute capability times 1,000 (9.0 is 9,000) plus GiB.
+    """
 
     name: str
     memory_total_bytes: int
     memory_free_bytes: int
     is_usable: bool
+    capability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +259,7 @@ def _nvidia_gpu(nvml: Any, index: int) -> Gpu | None:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         name = nvml.nvmlDeviceGetName(handle)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     except nvml.NVMLError as error:
         log.warning("NVIDIA GPU %d cannot be read and is not used: %s", index, error)
         return None
@@ -263,4 +268,23 @@ def _nvidia_gpu(nvml: Any, index: int) -> Gpu | None:
         memory_total_bytes=int(memory.total),
         memory_free_bytes=int(memory.free),
         is_usable=True,
+        capability=1000.0 * major + 100.0 * minor + int(memory.total) / GIB,
     )
+
+
+def gpu_use_percent(nvml: Any = None) -> float:
+    """How busy the busiest GPU is, 0..100; 0 without one that tells. Takes milliseconds: call it in a thread."""
+    nvml = nvml or _nvml()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return 0.0
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return float(max((nvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles), default=0))
+    except nvml.NVMLError as error:
+        log.debug("NVML tells no use: %s", error)
+        return 0.0
+    finally:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()

@@ -21,6 +21,7 @@ from inference.hardware import (
     claimed_gpus,
     default_threads,
     detect,
+    gpu_use_percent,
     memory_budget_bytes,
     nvidia_gpus,
     within,
@@ -194,6 +195,12 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: tuple[str | bytes, int, int]) -> SimpleNamespace:
         return SimpleNamespace(total=handle[1], free=handle[2])
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle: tuple[str | bytes, int, int]) -> tuple[int, int]:
+        return (8, 9) if "4090" in str(handle[0]) else (6, 1)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: tuple[str | bytes, int, int]) -> SimpleNamespace:
+        return SimpleNamespace(gpu=handle[1] - handle[2])
+
 
 def test_nvidia_gpus_are_what_nvml_says_without_those_that_fail() -> None:
     """F132: NVIDIA GPUs by NVML."""
@@ -203,6 +210,17 @@ def test_nvidia_gpus_are_what_nvml_says_without_those_that_fail() -> None:
         ("Tesla P40", 22, 21, True),
     ]
     assert not nvml.is_open
+
+
+def test_a_newer_gpu_is_the_more_capable_one() -> None:
+    newer, older = nvidia_gpus(FakeNvml(("RTX 4090", 24 * GIB, 0), ("Tesla P40", 22 * GIB, 0)))
+    assert (newer.capability, older.capability) == (8924.0, 6122.0)
+
+
+def test_the_use_of_the_gpus_is_that_of_the_busiest() -> None:
+    assert gpu_use_percent(FakeNvml(("a", 24, 20), ("b", 24, 7))) == 17.0
+    assert gpu_use_percent(FakeNvml()) == 0.0
+    assert gpu_use_percent(FakeNvml(has_driver=False)) == 0.0
 
 
 def test_without_a_driver_there_are_no_nvidia_gpus() -> None:
