@@ -45,7 +45,30 @@ def test_real_interfaces_are_advertised_private_ipv4_first() -> None:
     assert found.inner == {"127.0.0.1", "::1", "172.17.0.1"}
 
 
-_PSEUDO = ["docker0", "docker_gwbridge", "br-0f3a9c1d22ee", "veth1a2b3c", "podman0", "virbr0", "cni0", "flannel.1", "cali12ab", "tun0", "tap0", "utun3", "wg0", "tailscale0", "zt5u4", "vmnet8", "vboxnet0", "lxdbr0", "awdl0", "bridge100", "lo", "lo0"]
+_PSEUDO = [
+    "docker0",
+    "docker_gwbridge",
+    "br-0f3a9c1d22ee",
+    "veth1a2b3c",
+    "podman0",
+    "virbr0",
+    "cni0",
+    "flannel.1",
+    "cali12ab",
+    "tun0",
+    "tap0",
+    "utun3",
+    "wg0",
+    "tailscale0",
+    "zt5u4",
+    "vmnet8",
+    "vboxnet0",
+    "lxdbr0",
+    "awdl0",
+    "bridge100",
+    "lo",
+    "lo0",
+]
 
 
 @pytest.mark.parametrize("name", [*_PSEUDO, "vEthernet (WSL)"])
@@ -121,7 +144,18 @@ def test_of_the_addresses_of_others_those_on_our_networks_are_tried_first() -> N
     assert dial_order(others, found) == ("192.168.1.30", "fd00:1::30", "172.18.0.1", "10.9.9.9", "203.0.113.9")
 
 
-_LOCAL = ["10.1.2.3", "172.31.0.1", "192.168.0.1", "127.0.0.1", "169.254.1.1", "::1", "fd12::1", "fe80::1%eth0", "::ffff:192.168.0.1", "::ffff:127.0.0.1"]
+_LOCAL = [
+    "10.1.2.3",
+    "172.31.0.1",
+    "192.168.0.1",
+    "127.0.0.1",
+    "169.254.1.1",
+    "::1",
+    "fd12::1",
+    "fe80::1%eth0",
+    "::ffff:192.168.0.1",
+    "::ffff:127.0.0.1",
+]
 
 
 @pytest.mark.parametrize("address", _LOCAL)
