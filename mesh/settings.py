@@ -305,7 +305,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_ROUTER_MESH_PORT",
             kind=kinds.integer(1, 65535),
             default_note="client port + 1, or the next free one",
-            is_later=True,
             help="Port that peers talk to each other on.",
         ),
         Setting(
@@ -314,7 +313,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             also=("ROUTER_URL",),
             kind=kinds.listed(kinds.LINE),
             default="",
-            is_later=True,
             help="Peers to join besides those found on the network: host, host:port or http://host:port.",
         ),
         Setting(
@@ -322,7 +320,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_NODE_IP",
             kind=kinds.ADDRESS,
             default_note="detected",
-            is_later=True,
             help="Address of this machine that other peers are told.",
         ),
         Setting(
@@ -330,14 +327,12 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_ROUTER_MDNS",
             kind=kinds.SWITCH,
             default="true",
-            is_later=True,
             help="Find peers, and be found, on the local network.",
         ),
         Setting(
             name="join",
             variable="LLM_ROUTER_JOIN",
             kind=kinds.SECRET,
-            is_later=True,
             help="Token to join a mesh without asking.",
         ),
         Setting(
@@ -346,7 +341,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             kind=kinds.integer(0, 1440, zero="never open"),
             default="10",
             unit="minutes",
-            is_later=True,
             help="How long a new mesh lets machines of the same network in by themselves.",
         ),
         Setting(
@@ -354,7 +348,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_ROUTER_COORDINATOR",
             kind=kinds.choice("prefer", "allow", "never"),
             default="allow",
-            is_later=True,
             help="Whether this machine may coordinate the mesh.",
         ),
         Setting(
@@ -362,7 +355,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_ROUTER_RUN_DIR",
             kind=kinds.PATH,
             default_note="`$XDG_RUNTIME_DIR/llm-router`, else `~/.llm-router/run`",
-            is_later=True,
             help="Folder where the peers of one user on one machine find each other.",
         ),
         Setting(
@@ -372,7 +364,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             kind=kinds.seconds(1, 3600),
             default="10",
             unit="seconds",
-            is_later=True,
             help="A full report of the load goes to the other peers at least this often.",
         ),
     ),
@@ -384,7 +375,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             kind=kinds.choice("auto", "metrics"),
             default="auto",
             is_mesh=True,
-            is_later=True,
             help="How a peer is chosen: by expected time to the first token, or by CPU, memory and requests alone.",
         ),
         Setting(
@@ -639,7 +629,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             legacy=("LLM_ALLOW_NO_GPU",),
             kind=kinds.SWITCH,
             default_note="unset: a machine without GPU serves from its CPU",
-            is_later=True,
             help="false: without a GPU this machine only routes. true: servers without GPU may be registered too.",
         ),
         Setting(

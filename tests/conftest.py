@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Under CI an engine test that skips has failed: a green run must mean that the engine ran.
+    """Under CI an engine or LAN test that skips has failed: a green run must mean that these ran.
 
     What was captured goes between xdist's processes as UTF-8: a file name that is none must not end the run.
     """
@@ -68,9 +68,9 @@ def pytest_runtest_makereport(
     if (
         os.environ.get("CI")
         and report.skipped
-        and item.get_closest_marker("engine")
+        and (item.get_closest_marker("engine") or item.get_closest_marker("lan"))
         and not hasattr(report, "wasxfail")
     ):
         report.outcome = "failed"
-        report.longrepr = f"skipped, which CI does not allow for an engine test: {report.longrepr}"
+        report.longrepr = f"skipped, which CI does not allow for an engine or LAN test: {report.longrepr}"
     return report
