@@ -114,6 +114,11 @@ def quoted(model_id: str) -> str:
     return urllib.parse.quote(model_id, safe="/:")
 
 
+def segment(name: str) -> str:
+    """Any text, a peer's name for one, as one part of a path."""
+    return urllib.parse.quote(name, safe="")
+
+
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     for line in response:
         if not line.startswith(b"data:"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 from click.shell_completion import (
@@ -17,6 +18,9 @@ from click.shell_completion import (
     add_completion_class,
     get_completion_class,
 )
+
+if TYPE_CHECKING:
+    from mesh.cli.client import Peer
 
 _INSTALL = {
     "bash": 'eval "$({program} completion bash)"    in ~/.bashrc',
@@ -69,12 +73,21 @@ def completion(ctx: click.Context, shell: str) -> None:
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The ids of the running peer's models that begin so; nothing when there is no peer."""
+    return _completed(ctx, incomplete, lambda peer: [str(model["id"]) for model in peer.models()])
+
+
+def complete_peer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of the machines of the mesh that begin so; nothing when there is no peer."""
+    return _completed(ctx, incomplete, lambda peer: [str(found["name"]) for found in peer.get("/api/mesh")["peers"]])
+
+
+def _completed(ctx: click.Context, incomplete: str, names: Callable[[Peer], list[str]]) -> list[CompletionItem]:
     from mesh.cli.client import connect
     from mesh.config import load
     from mesh.errors import StartError
 
     try:
-        models = connect(load({"data_dir": ctx.params.get("data_dir")}).config.data_dir).models()
+        found = names(connect(load({"data_dir": ctx.params.get("data_dir")}).config.data_dir))
     except (click.ClickException, StartError):
         return []
-    return [CompletionItem(m["id"]) for m in models if str(m["id"]).startswith(incomplete)]
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)]

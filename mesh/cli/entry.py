@@ -21,6 +21,13 @@ COMMANDS = {
     "ps": Entry("mesh.cli.state:ps", "Show the models in memory and what they do."),
     "status": Entry("mesh.cli.state:status", "Show how the peer is."),
     "model": Entry("mesh.cli.model:model", "List, import, show, load, unload and remove models."),
+    "peers": Entry("mesh.cli.peers:peers", "List, show, rename, trust and revoke the machines of the mesh."),
+    "door": Entry("mesh.cli.door:door", "Let new machines of this network join by themselves for a while, or not."),
+    "approve": Entry("mesh.cli.approve:approve", "Let a machine in that asks to join."),
+    "deny": Entry("mesh.cli.approve:deny", "Refuse a machine that asks to join."),
+    "invite": Entry("mesh.cli.invite:invite", "Print the line that lets another machine join."),
+    "join": Entry("mesh.cli.join:join", "Join the mesh of another machine."),
+    "leave": Entry("mesh.cli.join:leave", "Leave the mesh, and be one of one machine again."),
     "config": Entry("mesh.cli.settings:config", "Show every setting with its value and where it came from."),
     "doctor": Entry("mesh.cli.doctor:doctor", "Check this machine and say how to fix what is wrong."),
     "env": Entry("mesh.cli.env:env", "Print the variables that point OpenAI clients at this peer."),
@@ -37,12 +44,7 @@ COMMANDS = {
 
 
 class Program(LazyGroup):
-    """Without a command it is `up`, with up's flags. Ends the process with one of `failure.Exit`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        is_bare = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"))
-        is_run = not ctx.resilient_parsing  # a shell that completes asks about what was typed
-        return super().parse_args(ctx, ["up", *args] if is_bare and is_run else args)
+    """Ends the process with one of `failure.Exit`."""
 
     def main(
         self,
@@ -87,6 +89,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> Non
 program = Program(
     name="llm-router",
     entries=COMMANDS,
+    default="up",
     help="The machines of a home lab or an office as one OpenAI-compatible endpoint.",
     epilog="`llm-router` alone starts a peer with the defaults; `llm-router up --help` shows its flags.",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.cli.output import count, harmless
 from mesh.version import ADD_ENGINE
 
 
@@ -14,7 +15,8 @@ class Start:
     """What there is to say. `engine` is the llama-cpp-python version, None without the extra; `url` without path.
 
     `gpus` are names; `models` the number on disk besides the built-in one. `lan_url` is
-    how other machines reach a peer that is open to them, else None. `warnings` are shown last, each one line.
+    how other machines reach a peer that is open to them, else None. `mesh` says where it stands with other machines
+    (empty: nothing to say). `warnings` are shown last, each one line.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Start:
     models_dir: Path
     url: str
     lan_url: str | None = None
+    mesh: str = ""
     warnings: Sequence[str] = ()
 
 
@@ -39,6 +42,7 @@ def greeting(start: Start) -> str:
         ("models", models if start.models or start.engine is None else f"{models}; the built-in one answers as hello"),
         ("API", f"{start.url}/v1"),
         ("dashboard", f"{start.url}/dashboard"),
+        *([("mesh", harmless(start.mesh))] if start.mesh else []),
     ]
     lines = [f"{start.name}: llm-router {start.version} is ready", ""]
     lines += [f"  {label:<10} {text}" for label, text in rows]
@@ -55,14 +59,10 @@ def greeting(start: Start) -> str:
 
 def draining(requests: int) -> str:
     """At the first Ctrl+C, when requests are still running."""
-    return f"draining {_count(requests, 'request')}, Ctrl+C again to stop now"
+    return f"draining {count(requests, 'request')}, Ctrl+C again to stop now"
 
 
 def _hardware(start: Start) -> str:
     memory = f"{start.memory_bytes / 1024**3:.0f} GiB memory"
-    machine = f"{_count(start.cores, 'core')}, {memory}"
+    machine = f"{count(start.cores, 'core')}, {memory}"
     return f"{', '.join(start.gpus)}; {machine}" if start.gpus else f"CPU ({machine}), no GPU seen"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

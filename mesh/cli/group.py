@@ -19,11 +19,22 @@ class Entry:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are named in a table. Its help comes from the table: nothing is imported for it."""
+    """A group whose commands are named in a table. Its help comes from the table: nothing is imported for it.
 
-    def __init__(self, *args: Any, entries: dict[str, Entry], **kwargs: Any) -> None:
+    `default` is the command that is meant when none is named; the flags are then its own.
+    """
+
+    def __init__(self, *args: Any, entries: dict[str, Entry], default: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.entries = entries
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {option for param in self.get_params(ctx) for option in param.opts}
+        is_bare = not args or (args[0].startswith("-") and args[0] not in own)
+        # a shell that completes asks about what was typed
+        is_meant = is_bare and self.default is not None and not ctx.resilient_parsing
+        return super().parse_args(ctx, [str(self.default), *args] if is_meant else args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name, entry in self.entries.items() if entry.summary]

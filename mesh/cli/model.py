@@ -21,7 +21,7 @@ model = LazyGroup(
     name="model",
     help="List, import, show, load, unload and remove models.",
     entries={
-        "list": Entry(f"{__name__}:list_models", "List the models of this machine."),
+        "list": Entry(f"{__name__}:list_models", "List the models, and which machines have them."),
         "import": Entry(f"{__name__}:import_file", "Take a GGUF file into the store."),
         "show": Entry(f"{__name__}:show", "Show everything known of a model."),
         "load": Entry(f"{__name__}:load", "Load a model into memory now."),
@@ -35,7 +35,7 @@ model = LazyGroup(
 )
 
 
-@click.command(name="list", help="List the models of this machine.")
+@click.command(name="list", help="List the models, and which machines have them.")
 @click.option("--installed", is_flag=True, help="Only those on disk (for now that is all).")
 @click.option("--search", metavar="TEXT", help="Search the hub's catalog (takes effect in a later version).")
 @click.option("--limit", type=click.IntRange(1, 1000), metavar="N", help="At most so many.")
@@ -48,11 +48,15 @@ def list_models(peer: Peer, installed: bool, search: str | None, limit: int | No
     if as_json:
         print_json({"models": models})
         return
+    headers = ["MODEL", "SIZE", "QUANTIZATION", "CONTEXT", "STATE"]
     rows = [
         [m["id"], size(m.get("size_bytes")), plain(m.get("quantization")), plain(m.get("context")), _state(m)]
         for m in models
     ]
-    print_table(["MODEL", "SIZE", "QUANTIZATION", "CONTEXT", "STATE"], rows, right=["SIZE", "CONTEXT"])
+    if len({holder for m in models for holder in m.get("holders") or ()}) > 1:
+        headers = [*headers, "MACHINES"]
+        rows = [[*row, plain(list(m.get("holders") or ()))] for row, m in zip(rows, models, strict=True)]
+    print_table(headers, rows, right=["SIZE", "CONTEXT"])
 
 
 @click.command(help="Show everything known of a model.")

@@ -53,6 +53,21 @@ def size(number: object) -> str:
     return f"{value:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as `850 ms`, `12 s`, `3 min`, `5 h`, `2 d`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 machine`, `3 machines`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def plain(value: object) -> str:
     """Any JSON value in a cell: lists with commas, unset as a dash."""
     if value is None or value == "":

@@ -1,4 +1,4 @@
-"""`llm-router ps` and `llm-router status`: what the peer says of itself."""
+"""`llm-router ps` and `llm-router status`: what the peer says of itself, and of its mesh."""
 
 from __future__ import annotations
 
@@ -7,18 +7,81 @@ from typing import Any
 import click
 
 from mesh.cli.client import Peer
+from mesh.cli.failure import Exit, Failure
 from mesh.cli.options import json_option, with_peer
-from mesh.cli.output import plain, print_json, print_table, size
+from mesh.cli.output import count, duration, harmless, plain, print_json, print_table, size
 
 
 @click.command(help="Show the models in memory and what they do.")
+@click.option("--all", "is_all", is_flag=True, help="Of every machine of the mesh.")
 @json_option
 @with_peer
-def ps(peer: Peer, as_json: bool) -> None:
-    answer = peer.get("/api/ps")
+def ps(peer: Peer, is_all: bool, as_json: bool) -> None:
+    answer = {"machines": peer.get("/api/agents")} if is_all else peer.get("/api/ps")
     if as_json:
         print_json(answer)
-        return
+    elif is_all:
+        _print_machines(answer["machines"])
+    else:
+        _print_work(answer)
+
+
+@click.command(help="Show how the peer is.")
+@json_option
+@with_peer
+def status(peer: Peer, as_json: bool) -> None:
+    answer, mesh = peer.get("/api/status"), overview(peer)
+    if as_json:
+        print_json(answer | {"mesh": mesh})
+    else:
+        print_fields(answer, more={} if mesh is None else mesh_fields(mesh))
+
+
+def overview(peer: Peer) -> dict[str, Any] | None:
+    """The mesh as `/api/mesh` has it; None when the peer has none."""
+    try:
+        answer = peer.get("/api/mesh")
+    except Failure as failure:
+        if failure.exit_code != Exit.NOT_FOUND:
+            raise
+        return None
+    return dict(answer)
+
+
+def mesh_fields(mesh: dict[str, Any]) -> dict[str, str]:
+    """The mesh in a few lines, by label; what waits for somebody comes with the command that answers it."""
+    coordinator = mesh["coordinator"]
+    guests = [peer["name"] for peer in mesh["peers"] if peer.get("is_guest")]
+    fields = {
+        "mesh": f"{mesh['name']}, {count(len(mesh['peers']), 'machine')} ({_states(mesh['peers'])})",
+        "coordinator": f"{coordinator['name']}, term {mesh['term']}" if coordinator else "none yet",
+        "door": door_text(mesh["door"]),
+    }
+    if mesh.get("joins_waiting"):
+        fields["waiting"] = f"{count(mesh['joins_waiting'], 'machine')} to be let in: llm-router approve"
+    if guests:
+        fields["guests"] = f"{', '.join(guests)}; if yours: llm-router peers trust NAME"
+    if (joining := mesh.get("joining")) is not None:
+        fields["joining"] = _joining_text(joining)
+    return fields
+
+
+def door_text(door: dict[str, Any]) -> str:
+    """`open for another 7 min: ...`, or shut, and what that means for a new machine."""
+    if door["open"]:
+        return f"open for another {duration(door['seconds_left'])}: machines of this network join by themselves"
+    return "shut: a new machine asks to join, and one of these approves it"
+
+
+def print_fields(answer: dict[str, Any], more: dict[str, str] | None = None) -> None:
+    """A line a field: its label, and its value in the unit that its name says. `more` are texts."""
+    rows = {_label(name): _cell(name, value) for name, value in answer.items()} | (more or {})
+    width = max((len(label) for label in rows), default=0)
+    for label, text in rows.items():
+        click.echo(f"{label:<{width}}  {harmless(text)}")
+
+
+def _print_work(answer: dict[str, Any]) -> None:
     if not answer["models"]:
         click.echo("no model is in memory; the first request loads one", err=True)
     _print_rows(answer["models"])
@@ -27,17 +90,30 @@ def ps(peer: Peer, as_json: bool) -> None:
     _print_rows(answer["requests"])
 
 
-@click.command(help="Show how the peer is.")
-@json_option
-@with_peer
-def status(peer: Peer, as_json: bool) -> None:
-    answer = peer.get("/api/status")
-    if as_json:
-        print_json(answer)
-        return
-    width = max((len(_label(name)) for name in answer), default=0)
-    for name, value in answer.items():
-        click.echo(f"{_label(name):<{width}}  {_cell(name, value)}")
+def _print_machines(agents: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            agent.get("custom_name") or agent["machine_name"],
+            agent.get("state") or agent["status"],
+            plain(agent.get("loaded_models")),
+            plain(agent.get("active_requests")),
+            plain(agent.get("queued")),
+        ]
+        for agent in agents
+    ]
+    print_table(["MACHINE", "STATE", "MODELS IN MEMORY", "ACTIVE", "QUEUED"], rows, right=["ACTIVE", "QUEUED"])
+
+
+def _states(peers: list[dict[str, Any]]) -> str:
+    """`2 alive, 1 suspect`, in the order in which they first come."""
+    states = [peer["state"] for peer in peers]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def _joining_text(joining: dict[str, Any]) -> str:
+    if joining["state"] == "asking":
+        return f"asks to join {joining['name']}, which must show the same digits: {joining['digits']}"
+    return f"{joining['name']}: {joining['state']}" + (f", {joining['reason']}" if joining.get("reason") else "")
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
@@ -60,13 +136,3 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{_label(key)} {_cell(key, part)}" for key, part in value.items()) or "-"
     return plain(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `850 ms`, `12 s`, `3 min`, `5 h`, `2 d`."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} d"

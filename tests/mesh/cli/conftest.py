@@ -70,6 +70,8 @@ class FakePeer:
                 return web.json_response({"models": self.models})
             case "GET", "/api/status":
                 return web.json_response({"name": "tower", "uptime_s": 90.0, "memory": {"total_bytes": 8 * 10**9}})
+            case "GET", "/api/mesh":
+                return web.json_response({"error": "this peer has no mesh"}, status=404)
             case "GET", "/api/ps":
                 return web.json_response({"models": self.loaded, "requests": self.requests})
             case "POST", "/api/models/import":

@@ -158,6 +158,15 @@ async def test_model_list_is_a_table_that_is_not_cut_off_in_a_pipe(peer: FakePee
     assert "\x1b" not in "".join(lines)
 
 
+async def test_model_list_says_which_machines_have_a_model_once_there_are_several(peer: FakePeer, run: Run) -> None:
+    peer.models = [peer.models[0] | {"holders": ["tower", "attic"]}, peer.models[1] | {"holders": ["tower"]}]
+    lines = (await run("model", "list")).stdout.splitlines()
+    assert lines[0].split()[-1] == "MACHINES"
+    assert lines[1].endswith("loaded  tower, attic") and lines[2].endswith("ready   tower")
+    peer.models[0]["holders"] = ["tower"]
+    assert "MACHINES" not in (await run("model", "list")).stdout
+
+
 async def test_what_comes_later_says_so_and_what_to_do_instead(peer: FakePeer, run: Run) -> None:
     for arguments in (
         ("model", "list", "--search", "llama"),

@@ -11,10 +11,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from mesh.cli.door import door
 from mesh.cli.entry import COMMANDS, Program, program
 from mesh.cli.failure import Exit, Failure
 from mesh.cli.group import Entry, LazyGroup
 from mesh.cli.model import model
+from mesh.cli.peers import peers
 from mesh.cli.up import up
 from mesh.errors import PortBusy
 from mesh.settings import LATER, SETTINGS
@@ -36,7 +38,7 @@ def llm_router(*arguments: str, folder: Path, **environ: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("group", [program, model], ids=["llm-router", "model"])
+@pytest.mark.parametrize("group", [program, model, peers, door], ids=lambda group: str(group.name))
 def test_the_help_of_a_group_says_what_its_commands_say_of_themselves(group: LazyGroup) -> None:
     context = click.Context(group)
     for name, entry in group.entries.items():
@@ -147,6 +149,13 @@ def test_both_commands_of_the_distribution_are_this_program() -> None:
 
     scripts = {entry.name: entry.value for entry in metadata.entry_points(group="console_scripts")}
     assert scripts["llm-router"] == scripts["llm-node"] == "mesh.cli.entry:main"
+
+
+@pytest.mark.parametrize("group", ["peers", "door"])
+def test_a_group_that_has_a_default_command_still_has_its_own_help(group: str) -> None:
+    asked = CliRunner().invoke(program, [group, "--help"])
+    assert asked.exit_code == 0 and "Commands:" in asked.output
+    assert "--json" in CliRunner().invoke(program, [group, "list" if group == "peers" else "show", "--help"]).output
 
 
 def test_hidden_names_are_not_in_the_help() -> None:

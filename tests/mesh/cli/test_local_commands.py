@@ -15,8 +15,7 @@ from click.testing import CliRunner, Result
 from mesh import control
 from mesh.cli.entry import program
 from mesh.cli.greeting import Start, draining, greeting
-from mesh.cli.output import harmless, plain, size
-from mesh.cli.state import duration
+from mesh.cli.output import duration, harmless, plain, size
 from mesh.settings import SETTINGS
 from mesh.version import ENGINE_PINNED, llama_cpp_commit
 

@@ -1,0 +1,119 @@
+"""What a running peer tells a person of its mesh, a line or two each: printed by `up`, logged, the same words in both.
+
+Pure texts from values. Names and reasons come from other machines: they are made harmless here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mesh.cli.output import count, duration, harmless
+
+
+def looking() -> str:
+    """At the start of a peer that is in no mesh yet."""
+    return "looking for other machines of this network"
+
+
+def formed(mesh: str, door_s: float) -> str:
+    """This peer found nobody and is a mesh of its own."""
+    return harmless(f"mesh {mesh} is formed, this machine is its first") + "\n" + door_open(door_s)
+
+
+def door_open(door_s: float) -> str:
+    """The countdown; 0 is a door that is shut."""
+    if door_s <= 0:
+        return "the door is shut: a new machine asks to join; llm-router door open lets it in by itself"
+    return (
+        f"the door is open for another {duration(door_s)}: start llm-router on other machines of this network and they "
+        "join by themselves; llm-router door close shuts it"
+    )
+
+
+def found(mesh: str, members: int, digits: str) -> str:
+    """This peer asks to join."""
+    what = f"Found mesh {mesh} ({count(members, 'machine')}). Asking to join: {digits}"
+    return harmless(f"{what}\non one of them, if it shows the same digits: llm-router approve {digits}")
+
+
+def joined(mesh: str, members: int) -> str:
+    """This peer is in."""
+    return harmless(f"joined mesh {mesh}, {count(members, 'machine')}: llm-router peers")
+
+
+def not_joined(mesh: str, reason: str) -> str:
+    """This peer is not in: it was denied, nobody answered, or it failed."""
+    return harmless(f"did not join mesh {mesh}: {reason}")
+
+
+def asked(name: str, digits: str, address: str) -> str:
+    """Another machine asks this mesh."""
+    return harmless(
+        f"{name} ({address}) asks to join: {digits}\n"
+        f"if it shows the same digits: llm-router approve {digits}, else llm-router deny {digits}"
+    )
+
+
+def admitted(name: str, short_id: str, via: str) -> str:
+    """A machine came in: `via` is one of door, ask, token, local, trusted."""
+    how = {
+        "door": "by the open door",
+        "ask": "as approved",
+        "token": "by invitation",
+        "local": "from the same machine",
+    }.get(via, "")
+    undo = f"to undo: llm-router peers revoke {short_id}"
+    return harmless(f"{name} ({short_id}) joined{' ' + how if how else ''}; {undo}")
+
+
+def guests(names: Sequence[str]) -> str:
+    """Those that wait for confirmation."""
+    waits = "waits" if len(names) == 1 else "wait"
+    return harmless(
+        f"{count(len(names), 'machine')} {waits} for confirmation ({', '.join(names)}): if yours, "
+        "llm-router peers trust NAME"
+    )
+
+
+def coordinator(name: str, term: int, *, is_this: bool) -> str:
+    """Who owns history and admin state now."""
+    return harmless(f"{'this machine' if is_this else name} coordinates the mesh (term {term})")
+
+
+def lost(name: str) -> str:
+    """A member is dead: its requests go on elsewhere."""
+    return harmless(f"{name} does not answer any more; its requests go to others")
+
+
+def left(name: str) -> str:
+    """A member left on purpose."""
+    return harmless(f"{name} has left the mesh")
+
+
+def revoked(name: str, by: str) -> str:
+    """A member was put out."""
+    return harmless(f"{name} was revoked by {by}")
+
+
+def this_was_revoked(mesh: str, by: str) -> str:
+    """This peer was put out of the mesh."""
+    return harmless(
+        f"this machine was revoked from mesh {mesh} by {by}: it serves itself only\n"
+        "to join again as a new machine: llm-router down, llm-router identity reset, llm-router"
+    )
+
+
+def same_identity(address: str) -> str:
+    """Two machines with one identity, this one started later."""
+    return harmless(
+        f"the machine at {address} has the same identity as this one: the data folder is a copy. "
+        "This one stops serving\n"
+        "to make it a machine of its own: llm-router down, llm-router identity reset, llm-router"
+    )
+
+
+def wrong_version(name: str, theirs: str, ours: str) -> str:
+    """Two members that have no wire version in common."""
+    return harmless(
+        f"{name} runs {theirs} and this machine {ours}, which do not understand each other: update the older"
+    )
