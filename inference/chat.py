@@ -122,12 +122,19 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The request was admitted to a slot. `cached_tokens` of the prompt were found in the KV cache."""
+    """The request was admitted to a slot. `cached_tokens` of the prompt were found in the KV cache.
+
+    `peer` serves it, at which of the `attempts`; `continued_on`: the peers that went on with it, in order.
+    `candidates`: who else could have, as JSON, if the caller asked to see it. `sha256` of the model file, if known.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     peer: str = ""
     attempts: int = 1
+    continued_on: tuple[str, ...] = ()
+    candidates: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +143,8 @@ class Chunk:
 
     `text` may be empty while it is held back (a possible stop string, half a character). `tokens` are the ids
     made in this step, `draws` the random numbers used since the answer began. The first chunk of an answer
-    carries `started` and nothing else; the last one carries `finish_reason`.
+    carries `started` and nothing else; the last one carries `finish_reason`. When another peer goes on with the
+    answer, a chunk with `started` comes again, with one more name in `continued_on`.
     """
 
     text: str = ""
@@ -170,8 +178,13 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
-    """`vectors[i]` are the little-endian float32 bytes, L2-normalized, of input i; `dim` floats each."""
+    """`vectors[i]` are the little-endian float32 bytes, L2-normalized, of input i; `dim` floats each.
+
+    `peer` made them, at which of the `attempts`.
+    """
 
     vectors: tuple[bytes, ...]
     dim: int
     prompt_tokens: int
+    peer: str = ""
+    attempts: int = 1

@@ -5,14 +5,19 @@
     │   ├── InvalidRequest       400, malformed or out of range; names the parameter
     │   ├── ContextLengthExceeded 400, states both numbers
     │   └── ModelNotFound        404, names the nearest models
-    ├── CapacityError            nobody's fault, try again later (503, 504)
+    ├── CapacityError            nobody's fault, try again later (429, 503, 504)
     │   ├── ModelUnavailable     503, known, but cannot be loaded or served now
     │   ├── Overloaded           503, the queue is full
+    │   ├── HolderFull           429, every slot is taken; said to a peer that can ask another one
     │   └── DeadlineExceeded     504, the caller's own deadline would pass
     └── EngineError              ours (5xx)
         ├── WorkerDied           the worker process ended; the request may be continued elsewhere
         ├── LoadFailed           the worker could not load the model
-        └── StreamInterrupted    a started answer cannot be continued
+        ├── StreamInterrupted    a started answer cannot be continued
+        └── HolderLost           the machine that made an answer does not go on; another one may
+            ├── PeerLeaving      503, it stops, and says so
+            ├── PeerGone         502, the connection failed, broke or carried nonsense
+            └── PeerSilent       504, it says nothing any more, or makes no token
 
 Each error carries the HTTP status it suggests and OpenAI's `type`, `code` and `param`. The message is for
 the caller: it holds the value, the limit and the way out, never a prompt or a secret.
@@ -86,6 +91,13 @@ class Overloaded(CapacityError):
     code = "overloaded"
 
 
+class HolderFull(CapacityError):
+    """Every slot of the model is taken on this machine, and the asking peer wanted to know instead of waiting."""
+
+    status = 429
+    code = "holder_full"
+
+
 class DeadlineExceeded(CapacityError):
     """The caller's deadline passed, or is shorter than the queue."""
 
@@ -116,3 +128,58 @@ class StreamInterrupted(EngineError):
     """An answer that had begun cannot be continued."""
 
     code = "stream_interrupted"
+
+
+class HolderLost(EngineError):
+    """The machine that made an answer does not go on with it; what is missing may be made by another one."""
+
+    code = "holder_lost"
+
+
+class PeerLeaving(HolderLost):
+    """The machine stops and hands over what it runs."""
+
+    status = 503
+    code = "peer_draining"
+
+
+class PeerGone(HolderLost):
+    """The connection failed, broke, or carried what no peer says."""
+
+    status = 502
+    code = "peer_gone"
+
+
+class PeerSilent(HolderLost):
+    """The connection is there, and nothing comes over it."""
+
+    status = 504
+    code = "peer_silent"
+
+
+_BY_CODE: dict[str | None, type[InferenceError]] = {
+    kind.code: kind
+    for kind in (
+        ContextLengthExceeded,
+        ModelNotFound,
+        ModelUnavailable,
+        Overloaded,
+        HolderFull,
+        DeadlineExceeded,
+        WorkerDied,
+        LoadFailed,
+        StreamInterrupted,
+        PeerLeaving,
+    )
+}
+
+
+def error_in(status: int, type_: str, code: str | None, param: str | None, message: str) -> InferenceError:
+    """The error that a worker or another peer answered with; keeps every field."""
+    kind = _BY_CODE.get(code)
+    if kind is None:
+        by_status = {404: ModelNotFound, 503: ModelUnavailable, 504: DeadlineExceeded}
+        kind = by_status.get(status, InvalidRequest if 400 <= status < 500 else EngineError)
+    error = kind(message, param=param)
+    error.status, error.type, error.code = status, type_, code
+    return error

@@ -21,11 +21,16 @@ INLINE_BYTES_MAX = 64 * 1024
 _BROWSER_HEADERS = ("Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest")
 
 
-async def parsed_body(request: web.Request, limits: Limits, parse: Callable[[dict[str, Any]], T]) -> T:
-    """What `parse` makes of the JSON object in the body. Raises InvalidRequest or HttpRefusal."""
+async def parsed_body(
+    request: web.Request, limits: Limits, parse: Callable[[dict[str, Any]], T], in_flight: InFlight | None = None
+) -> T:
+    """What `parse` makes of the JSON object in the body. Raises InvalidRequest or HttpRefusal.
+
+    `in_flight` counts the bodies that are being read; None: that of the request's application.
+    """
     _check_content_type(request)
     window_bits = _window_bits(request)
-    with _Share(request.app[IN_FLIGHT], limits.bodies_bytes) as share:
+    with _Share(request.app[IN_FLIGHT] if in_flight is None else in_flight, limits.bodies_bytes) as share:
         data = await _read(request, limits, share)
         if window_bits is None and len(data) <= INLINE_BYTES_MAX:
             return parse(parse_object(data))

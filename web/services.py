@@ -44,8 +44,10 @@ class ChatFacet:
 class Forwarder:
     """The peer that forwarded a request to this one, and what it says of it (`x-mesh-context`).
 
-    `peer` is the id its certificate proves. `fairness_key` names the caller at the ingress. `may_refuse`: a holder whose
-    slots are full answers 429 instead of queueing; the ingress tries another. `deadline_s` from now.
+    `peer` is the id its certificate proves, "" for this peer's own clients. `fairness_key` names the caller at the
+    ingress. `may_refuse`: a holder whose slots are full answers 429 instead of queueing; the ingress tries another.
+    `is_resumed`: it had a slot somewhere and lost it, so it waits at the head of the queue. `deadline_s` from now.
+    `sha256`: the model file it must be made with.
     """
 
     peer: str
@@ -54,6 +56,7 @@ class Forwarder:
     deadline_s: float | None = None
     attempt: int = 1
     may_refuse: bool = False
+    is_resumed: bool = False
     sha256: str | None = None
 
 

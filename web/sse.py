@@ -49,6 +49,12 @@ class EventStream:
         self._sent_at = asyncio.get_running_loop().time()
         await self.response.write(data)
 
+    async def end(self, data: bytes) -> None:
+        """Writes `data` and the end of the response as one piece, so that who reads it knows at once that it is all."""
+        await self.open()
+        await self.hush()
+        await self.response.write_eof(data)
+
     async def __aenter__(self) -> EventStream:
         self._pulse = asyncio.create_task(self._beat())
         return self

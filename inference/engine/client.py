@@ -33,19 +33,7 @@ from inference.chat import Chunk, EmbeddingRequest, Embeddings, Generation, Star
 from inference.engine import pulse
 from inference.engine.frames import Decoder, Frame, FrameError, encode, generation_out
 from inference.engine.spec import EngineInfo, EngineSpec
-from inference.errors import (
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    EngineError,
-    InferenceError,
-    InvalidRequest,
-    LoadFailed,
-    ModelNotFound,
-    ModelUnavailable,
-    Overloaded,
-    StreamInterrupted,
-    WorkerDied,
-)
+from inference.errors import InferenceError, LoadFailed, WorkerDied, error_in
 
 log = logging.getLogger(__name__)
 
@@ -538,27 +526,3 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     # ggml runs gdb on abort() if it is installed: seconds, in a process that is already lost. OpenMP's wait policy is
     # left as it is: see inference.engine.threads.
     return {"GGML_NO_BACKTRACE": "1"} | kept
-
-
-_BY_CODE: dict[str | None, type[InferenceError]] = {
-    kind.code: kind
-    for kind in (
-        ContextLengthExceeded,
-        ModelNotFound,
-        ModelUnavailable,
-        Overloaded,
-        DeadlineExceeded,
-        StreamInterrupted,
-    )
-}
-
-
-def error_in(status: int, type_: str, code: str | None, param: str | None, message: str) -> InferenceError:
-    """The error that a worker's `error` frame stands for; keeps every field."""
-    kind = _BY_CODE.get(code)
-    if kind is None:
-        by_status = {404: ModelNotFound, 503: ModelUnavailable, 504: DeadlineExceeded}
-        kind = by_status.get(status, InvalidRequest if 400 <= status < 500 else EngineError)
-    error = kind(message, param=param)
-    error.status, error.type, error.code = status, type_, code
-    return error

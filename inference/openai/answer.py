@@ -67,7 +67,7 @@ class EventWriter:
 
     def __init__(self, head: AnswerHead, *, include_usage: bool) -> None:
         self._is_chat = head.kind == "chat"
-        self._head = _head_json(head)
+        self._head = head_json(head)
         # With include_usage every chunk has the member, null but in the last one.
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         opening, closing = ('"delta":{"content":', "}") if self._is_chat else ('"text":', "")
@@ -98,7 +98,8 @@ class EventWriter:
         return self._head + b'"choices":[],"usage":' + json.dumps(usage_object(usage)).encode() + b"}\n\n"
 
 
-def _head_json(head: AnswerHead) -> bytes:
+def head_json(head: AnswerHead) -> bytes:
+    """How every event of the answer begins."""
     kind = "chat.completion.chunk" if head.kind == "chat" else "text_completion"
     members = {"id": head.id, "object": kind, "created": head.created, "model": head.model}
     return b"data: " + json.dumps(members, separators=(",", ":"))[:-1].encode() + b","

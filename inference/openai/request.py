@@ -9,7 +9,7 @@ for the samplers OpenAI has not.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inference.chat import (
@@ -17,6 +17,7 @@ from inference.chat import (
     EmbeddingInput,
     EmbeddingRequest,
     Generation,
+    Produced,
     Prompt,
     Sampling,
     TextPrompt,
@@ -136,6 +137,45 @@ def embedding_call(body: dict[str, Any], ingress: Ingress) -> EmbeddingCall:
     _finish(fields)
     request = EmbeddingRequest(id=ingress.id, model=model, inputs=inputs, dimensions=dimensions)
     return EmbeddingCall(request=request, encoding=encoding)
+
+
+def hop_call(body: dict[str, Any], *, is_chat: bool) -> Generation:
+    """The generation in the body that another peer sent (`upstream.hop_body`). Raises InvalidRequest.
+
+    A client's body never comes here: what stands in its `mesh` is ignored like everything unknown.
+    """
+    mesh = _mesh(body)
+    kind = mesh.raw("kind")
+    if kind not in ("chat", "generate"):
+        raise not_one_of("mesh.kind", kind, ("chat", "generate"))
+    now = mesh.decimal("now", -1e12, 1e12)
+    offset = mesh.integer("utc_offset_s", -200_000, 200_000)
+    ingress = Ingress(id=_mesh_id(mesh), now=now or 0.0, utc_offset_s=offset or 0)
+    call = chat_call(body, ingress) if is_chat else completion_call(body, ingress, None)
+    tokens = mesh.raw("produced")
+    produced = Produced(
+        tokens=_tokens("mesh.produced", tokens) if tokens else (), draws=mesh.integer("draws", 0, TOKENS_MAX) or 0
+    )
+    return replace(call.generation, kind=kind, produced=produced)
+
+
+def hop_embedding_call(body: dict[str, Any]) -> EmbeddingRequest:
+    """The same for embeddings (`upstream.hop_embedding_body`). Raises InvalidRequest."""
+    return embedding_call(body, Ingress(id=_mesh_id(_mesh(body)), now=0.0, utc_offset_s=0)).request
+
+
+def _mesh(body: dict[str, Any]) -> Fields:
+    mesh = body.get("mesh")
+    if not isinstance(mesh, dict):
+        raise missing("mesh")
+    return Fields(mesh, "mesh")
+
+
+def _mesh_id(mesh: Fields) -> str:
+    request_id = mesh.string("id", 256)
+    if request_id is None:
+        raise missing("mesh.id")
+    return request_id
 
 
 def _call(

@@ -17,7 +17,7 @@ import pytest
 
 from inference.chat import Chunk, EmbeddingRequest, Generation, Produced, Sampling, TextPrompt
 from inference.engine import pulse
-from inference.engine.client import EngineClient, LoadCrashed, death_of, error_in, worker_environment
+from inference.engine.client import EngineClient, LoadCrashed, death_of, worker_environment
 from inference.engine.spec import EngineSpec
 from inference.errors import (
     CallerError,
@@ -27,6 +27,7 @@ from inference.errors import (
     LoadFailed,
     ModelUnavailable,
     WorkerDied,
+    error_in,
 )
 from tests.fixtures.fake_worker import expected_text, expected_tokens
 
