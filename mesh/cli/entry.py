@@ -28,6 +28,7 @@ COMMANDS = {
     "invite": Entry("mesh.cli.invite:invite", "Print the line that lets another machine join."),
     "join": Entry("mesh.cli.join:join", "Join the mesh of another machine."),
     "leave": Entry("mesh.cli.join:leave", "Leave the mesh, and be one of one machine again."),
+    "identity": Entry("mesh.cli.identity:identity", "Show this machine's identity, or make a new one."),
     "config": Entry("mesh.cli.settings:config", "Show every setting with its value and where it came from."),
     "doctor": Entry("mesh.cli.doctor:doctor", "Check this machine and say how to fix what is wrong."),
     "env": Entry("mesh.cli.env:env", "Print the variables that point OpenAI clients at this peer."),

@@ -15,6 +15,7 @@ from mesh.cli.door import door
 from mesh.cli.entry import COMMANDS, Program, program
 from mesh.cli.failure import Exit, Failure
 from mesh.cli.group import Entry, LazyGroup
+from mesh.cli.identity import identity
 from mesh.cli.model import model
 from mesh.cli.peers import peers
 from mesh.cli.up import up
@@ -38,7 +39,7 @@ def llm_router(*arguments: str, folder: Path, **environ: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("group", [program, model, peers, door], ids=lambda group: str(group.name))
+@pytest.mark.parametrize("group", [program, model, peers, door, identity], ids=lambda group: str(group.name))
 def test_the_help_of_a_group_says_what_its_commands_say_of_themselves(group: LazyGroup) -> None:
     context = click.Context(group)
     for name, entry in group.entries.items():
@@ -151,7 +152,7 @@ def test_both_commands_of_the_distribution_are_this_program() -> None:
     assert scripts["llm-router"] == scripts["llm-node"] == "mesh.cli.entry:main"
 
 
-@pytest.mark.parametrize("group", ["peers", "door"])
+@pytest.mark.parametrize("group", ["peers", "door", "identity"])
 def test_a_group_that_has_a_default_command_still_has_its_own_help(group: str) -> None:
     asked = CliRunner().invoke(program, [group, "--help"])
     assert asked.exit_code == 0 and "Commands:" in asked.output
