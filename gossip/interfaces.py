@@ -136,6 +136,12 @@ def is_dialable(address: str) -> bool:
     return _is_usable(address)
 
 
+def is_loopback(address: str) -> bool:
+    """True for an address that leads back to the machine that uses it."""
+    parsed = _parsed(address)
+    return parsed is not None and parsed.is_loopback
+
+
 def joined(host: str, port: int) -> str:
     """ "host:port", or "[v6]:port"."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
