@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -124,7 +125,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def _label(name: str) -> str:
-    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+    return name.removesuffix("_bytes").removesuffix("_s").removesuffix("_percent").replace("_", " ")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -133,6 +134,10 @@ def _cell(name: str, value: Any) -> str:
         return size(value) or "-"
     if name.endswith("_s") and isinstance(value, int | float):
         return duration(value)
+    if name.endswith("_percent") and isinstance(value, int | float):
+        return f"{value:.0f} %"
+    if name.endswith("_at") and isinstance(value, int | float):
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
     if isinstance(value, dict):
         return ", ".join(f"{_label(key)} {_cell(key, part)}" for key, part in value.items()) or "-"
     return plain(value)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +22,7 @@ from web.listener import Listener
 if TYPE_CHECKING:
     from tests.mesh.cli.conftest import Run
 
+ROOT = Path(__file__).parents[3]
 ASKING: dict[str, Any] = {
     "state": "asking",
     "name": "loft",
@@ -111,6 +117,8 @@ async def test_show_tells_everything_with_addresses(mesh: ScriptedMesh, run: Run
     assert fields["since"] == "3 min"
     assert fields["ip address"] == "192.168.1.21"
     assert fields["is guest"] == "no"
+    assert (fields["cpu"], fields["memory"]) == ("12 %", "32.0 GB")
+    assert fields["joined at"] == time.strftime("%Y-%m-%d %H:%M", time.localtime(1_764_000_000))
     assert "agent id" not in fields
 
 
@@ -340,3 +348,18 @@ async def test_without_a_peer_it_is_exit_code_three(run: Run, arguments: tuple[s
     result = await run(*arguments)
     assert result.exit_code == Exit.UNREACHABLE
     assert "no peer is running here" in result.stderr
+
+
+async def test_a_shell_completes_the_names_of_machines(mesh: ScriptedMesh) -> None:
+    code = "import sys; sys.argv = ['llm-router']; from mesh.cli.entry import main; main()"
+    words = {"_LLM_ROUTER_COMPLETE": "bash_complete", "COMP_WORDS": "llm-router peers show at", "COMP_CWORD": "3"}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", code],
+        env=os.environ | words,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert done.stdout == "plain,attic\n", done.stderr
