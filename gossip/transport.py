@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,7 +22,10 @@ import aiohttp
 from aiohttp import web
 
 from gossip.channel import MESSAGE_BYTES_MAX, Channel, Unreachable
-from gossip.tls import Tls, certificate_of, peer_id_of_ssl
+from gossip.errors import UnknownPeer
+from gossip.interfaces import joined
+from gossip.roster import Roster
+from gossip.tls import Tls, certificate_of, member_of
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +47,11 @@ MEMBER = web.RequestKey("member", str)
 
 
 class PeerPort:
-    """The listener. `is_member` is asked at every request; `routes` may be added until `start`."""
+    """The listener. `roster` is asked at every request; routes may be added until `start`."""
 
-    def __init__(self, tls: Tls, *, is_member: Callable[[str], bool]) -> None:
+    def __init__(self, tls: Tls, *, roster: Callable[[], Roster]) -> None:
         self._tls = tls
-        self._is_member = is_member
+        self._roster = roster
         self._routes: list[PeerRoute] = [("GET", CHANNEL_PATH, self._channel)]
         self._accepted: Accepted | None = None
         self._runner: web.AppRunner | None = None
@@ -133,10 +135,10 @@ class PeerPort:
                     autoclose=True,
                     autoping=True,
                 )
-        except (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError, ValueError, KeyError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError, ValueError, UnknownPeer) as error:
             raise Unreachable(f"{address}: {error or type(error).__name__}") from None
-        found = peer_id_of_ssl(socket.get_extra_info("ssl_object"))
-        if found is None or (peer is not None and found != peer) or not self._is_member(found):
+        found = member_of(socket.get_extra_info("ssl_object"), self._roster())
+        if found is None or (peer is not None and found != peer):
             await socket.close()
             raise Unreachable(f"{address} is not who we wanted")
         return _SocketChannel(socket, found, address, is_dialled=True)
@@ -146,13 +148,13 @@ class PeerPort:
     @web.middleware
     async def _border(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Who asks, before anything is read; and no error leaves without an answer."""
-        found = certificate_of(request.transport.get_extra_info("ssl_object") if request.transport else None)
-        if found is None:
+        connection = request.get_extra_info("ssl_object")
+        if certificate_of(connection) is None:
             if not request.path.startswith(JOIN_PREFIX):
                 return web.json_response({"error": "members only"}, status=403)
         else:
-            peer = peer_id_of_ssl(request.get_extra_info("ssl_object"))
-            if peer is None or not self._is_member(peer):
+            peer = member_of(connection, self._roster())
+            if peer is None:
                 response = web.json_response({"error": "not a member any more"}, status=403)
                 response.force_close()
                 return response
@@ -232,27 +234,3 @@ def remote_address(request: web.BaseRequest) -> str:
     """Where a request came from, as host:port."""
     name = request.transport.get_extra_info("peername") if request.transport is not None else None
     return joined(str(name[0]), int(name[1])) if isinstance(name, tuple) else ""
-
-
-def joined(host: str, port: int) -> str:
-    """`host:port`, brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def split(address: str) -> tuple[str, int]:
-    """The inverse of `joined`. Raises ValueError."""
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    number = int(port)
-    if not host or not 0 < number < 65536:
-        raise ValueError(f"not an address: {address[:80]!r}")
-    return host, number
-
-
-def is_ip(host: str) -> bool:
-    """Is `host` an address and not a name?"""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

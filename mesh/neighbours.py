@@ -1,0 +1,343 @@
+"""What this peer knows of the others, and of itself as one of them: who has which model, how loaded, how to get there.
+
+`Holders` of mesh.dispatch. Everything is read from the local view (gossip's members and facts), so it answers in
+microseconds, whoever is offline. It decides nothing: whom to choose is mesh.router's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gossip.effects import Role
+from gossip.member import Fact, MemberView
+from inference.errors import ModelNotFound
+from inference.models import names
+from inference.models.model import HELLO
+from mesh.facts import INVENTORY, LOAD, Inventory, Load, ModelFact, ModelLoad, inventory_in, load_in
+from mesh.hop import Target
+from mesh.inflight import InFlight
+from mesh.penalty import PenaltyBox
+from mesh.router import Ask, Candidate
+from web.services import ModelView
+
+log = logging.getLogger(__name__)
+
+FORWARD_S = 0.003
+"""A round trip on a home network, until one was measured."""
+NEWEST_SHARE = 0.2
+
+
+class Members(Protocol):
+    """What gossip knows (gossip.agent)."""
+
+    def members(self) -> Sequence[MemberView]: ...
+
+    def member(self, peer: str) -> MemberView | None: ...
+
+    def fact(self, peer: str, key: str) -> Fact | None: ...
+
+    def addresses(self, peer: str) -> tuple[str, ...]: ...
+
+    def gone(self, peer: str) -> None: ...
+
+    def heard(self, peer: str) -> None: ...
+
+
+class Own(Protocol):
+    """This peer's own facts (mesh.report)."""
+
+    def inventory(self) -> Inventory: ...
+
+    def load(self) -> Load: ...
+
+
+@dataclass(slots=True)
+class _Known:
+    """What one other peer told of itself last. `heard_at`: when its load came, by the loop's clock."""
+
+    inventory: Inventory | None = None
+    load: Load | None = None
+    heard_at: float = 0.0
+    is_avoided: bool = False
+    forward_s: float = FORWARD_S
+    response_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshModel:
+    """A model as the whole mesh has it; the fact is the best holder's (this peer's, if it has it)."""
+
+    fact: ModelFact
+    holders: tuple[str, ...]
+    is_loaded: bool
+    is_ready: bool
+
+    @property
+    def id(self) -> str:
+        return self.fact.id
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return self.fact.aliases
+
+    @property
+    def file_name(self) -> str:
+        return ""
+
+    @property
+    def is_builtin(self) -> bool:
+        return self.fact.id == HELLO
+
+
+@dataclass(frozen=True, slots=True)
+class _Holding:
+    """One peer that has a model."""
+
+    peer: str
+    fact: ModelFact
+    load: ModelLoad | None
+    known: _Known | None  # None: this peer
+    member: MemberView | None = field(default=None)
+
+
+class Neighbours:
+    """The local view. All methods belong to the loop."""
+
+    def __init__(
+        self,
+        *,
+        me: str,
+        own: Own,
+        clock: Callable[[], float],
+        name_of: Callable[[str], str],
+        context_of: Callable[[str], ssl.SSLContext],
+    ) -> None:
+        self._me = me
+        self._own = own
+        self._clock = clock
+        self._name_of = name_of
+        self._context_of = context_of
+        self._members: Members | None = None
+        self._known: dict[str, _Known] = {}
+        self.in_flight = InFlight()
+        self.penalties = PenaltyBox()
+
+    def follow(self, members: Members) -> None:
+        """Whose view this is; before, and in a mesh of one, there is only this peer."""
+        self._members = members
+        self._known.clear()
+
+    # -- what gossip tells
+
+    def fact_changed(self, peer: str, key: str) -> None:
+        """A newer fact of `peer` is here."""
+        fact = self._members.fact(peer, key) if self._members is not None else None
+        if fact is None:
+            return
+        known = self._known.setdefault(peer, _Known())
+        if key == LOAD:
+            self._take_load(known, fact.value, fact.received_at)
+        elif key == INVENTORY and (inventory := inventory_in(fact.value)) is not None:
+            known.inventory = inventory
+
+    def avoid(self, peer: str) -> None:
+        """Its connection was reset or refused: it gets nothing until it answers again."""
+        self._known.setdefault(peer, _Known()).is_avoided = True
+
+    def regained(self, peer: str) -> None:
+        self._known.setdefault(peer, _Known()).is_avoided = False
+
+    def forget(self, peers: set[str]) -> None:
+        """Only `peers` are members now."""
+        for peer in set(self._known) - peers:
+            del self._known[peer]
+
+    # -- what requests tell
+
+    def reported(self, peer: str, load: bytes) -> None:
+        """A load that rode on an answer."""
+        if peer in self._known or (self._members is not None and self._members.member(peer) is not None):
+            self._take_load(self._known.setdefault(peer, _Known()), load, self._clock())
+
+    def failed(self, peer: str, how: str) -> None:
+        """`how`: gone (refused, reset: avoided and probed now) or wedged (accepted and did nothing)."""
+        if how == "wedged":
+            self.penalties.put(peer, self._clock())
+            return
+        self.avoid(peer)
+        if self._members is not None:
+            self._members.gone(peer)
+
+    def proved(self, peer: str) -> None:
+        """It served a request."""
+        self.penalties.release(peer)
+        if (known := self._known.get(peer)) is not None:
+            known.is_avoided = False
+        if self._members is not None:
+            self._members.heard(peer)
+
+    def round_trip(self, peer: str, seconds: float) -> None:
+        """How long the way to `peer` and back took, its own work not counted."""
+        if (known := self._known.get(peer)) is not None:
+            known.forward_s += (seconds - known.forward_s) * NEWEST_SHARE
+
+    # -- models of the whole mesh
+
+    def models(self) -> list[MeshModel]:
+        """Every model of every peer that is not dead, by id; this peer's first among holders."""
+        found: dict[str, list[_Holding]] = {}
+        for holding in self._holdings():
+            found.setdefault(holding.fact.id, []).append(holding)
+        return names.in_order(
+            MeshModel(
+                fact=holdings[0].fact,
+                holders=tuple(self._name_of(h.peer) for h in holdings),
+                is_loaded=any(h.load is not None and h.load.is_loaded for h in holdings),
+                is_ready=any(h.fact.is_usable for h in holdings),
+            )
+            for holdings in found.values()
+        )
+
+    def views(self) -> list[ModelView]:
+        """What `/v1/models` shows: what can be served first, the built-in model last."""
+        models = sorted(self.models(), key=lambda model: (model.is_builtin, not model.is_ready))
+        return [_view(model) for model in models]
+
+    def resolve(self, name: str) -> ModelView:
+        """The model that `name` means, in the whole mesh. Raises ModelNotFound."""
+        return _view(names.resolve(name, self.models()))
+
+    def candidates(self, model_id: str, ask: Ask, now: float) -> list[Candidate]:
+        """Every peer that has the model, or the same file under another name. Raises ModelNotFound."""
+        holdings = list(self._holdings())
+        same = {h.fact.sha256 for h in holdings if h.fact.id == model_id and h.fact.sha256}
+        mine = [h for h in holdings if h.fact.id == model_id or h.fact.sha256 in same]
+        if not mine:
+            raise ModelNotFound(f"No peer has the model {model_id} any more.", param="model")
+        return [self._candidate(h, now) for h in mine if h.fact.is_usable]
+
+    def target(self, peer: str, model_id: str) -> Target | None:
+        """How `peer` is reached now, and what it calls the model; None when it is not to be reached."""
+        holdings = list(self._holdings())
+        same = {h.fact.sha256 for h in holdings if h.fact.id == model_id and h.fact.sha256}
+        for h in holdings:
+            if h.peer == peer and (h.fact.id == model_id or h.fact.sha256 in same):
+                break
+        else:
+            return None
+        addresses = self._members.addresses(peer) if self._members is not None else ()
+        try:
+            context = self._context_of(peer)
+        except KeyError:  # it is no member any more
+            return None
+        return Target(
+            peer=peer,
+            name=self._name_of(peer),
+            addresses=addresses,
+            ssl=context,
+            model_id=h.fact.id,
+            sha256=h.fact.sha256 or None,
+        )
+
+    def inventory(self, peer: str) -> Inventory | None:
+        if peer == self._me:
+            return self._own.inventory()
+        known = self._known.get(peer)
+        return known.inventory if known is not None else None
+
+    def load(self, peer: str) -> Load | None:
+        if peer == self._me:
+            return self._own.load()
+        known = self._known.get(peer)
+        return known.load if known is not None else None
+
+    # -- one holder
+
+    def _holdings(self) -> Iterator[_Holding]:
+        """Every model of every peer that may be asked, this peer's first."""
+        loads = {m.model: m for m in self._own.load().models}
+        for fact in self._own.inventory().models:
+            yield _Holding(self._me, fact, loads.get(fact.id), None)
+        for member in self._members.members() if self._members is not None else ():
+            known = self._known.get(member.peer)
+            is_there = member.state in ("alive", "suspect") and not member.about.draining
+            if known is None or known.inventory is None or not is_there:
+                continue
+            loads = {m.model: m for m in known.load.models} if known.load is not None else {}
+            for fact in known.inventory.models:
+                yield _Holding(member.peer, fact, loads.get(fact.id), known, member)
+
+    def _candidate(self, h: _Holding, now: float) -> Candidate:
+        load = self._own.load() if h.known is None else h.known.load
+        inventory = self._own.inventory() if h.known is None else h.known.inventory
+        assert inventory is not None
+        heard_at = now if h.known is None else h.known.heard_at
+        gpus = [gpu for gpu in inventory.gpus if gpu.is_usable]
+        in_flight = 0 if h.known is None else self.in_flight.unreported(h.peer, h.fact.id, heard_at)
+        running = h.load.active + h.load.queued if h.load is not None else 0
+        in_flight = max(-running, in_flight)  # what ended since cannot be more than what was there
+        loaded = sum(m.is_loaded for m in load.models) if load is not None else 0
+        is_loaded = h.load is not None and h.load.is_loaded
+        return Candidate(
+            peer=h.peer,
+            name=self._name_of(h.peer),
+            is_local=h.known is None,
+            is_suspect=(h.member is not None and h.member.state == "suspect")
+            or (h.known is not None and h.known.is_avoided),
+            is_penalized=self.penalties.holds(h.peer, now),
+            is_loaded=is_loaded,
+            is_loading=h.load is not None and not h.load.is_loaded,
+            slots=h.load.slots if h.load is not None and h.load.slots else h.fact.slots,
+            active=h.load.active if h.load is not None else 0,
+            queued=h.load.queued if h.load is not None else 0,
+            in_flight=in_flight,
+            prefill_tokens_per_s=(h.load.prefill_rate or None) if h.load is not None else None,
+            decode_tokens_per_s=(h.load.decode_rate or None) if h.load is not None else None,
+            service_s=(h.load.service_s or None) if h.load is not None else None,
+            load_s=h.fact.load_s or None,
+            evicts=not is_loaded and loaded >= inventory.max_loaded and h.fact.id != HELLO,
+            forward_s=h.known.forward_s if h.known is not None else 0.0,
+            size_bytes=h.fact.size_bytes,
+            gpu=bool(gpus),
+            gpu_capability=max((gpu.capability for gpu in gpus), default=0.0),
+            cpu_percent=load.cpu if load is not None else None,
+            memory_percent=load.memory if load is not None else None,
+            gpu_percent=load.gpu if load is not None else None,
+            active_requests=(load.active if load is not None else 0) + in_flight,
+            metrics_age_s=None if load is None else now - heard_at,
+            response_ms=(load.response_ms or None) if load is not None else None,
+            sha256=h.fact.sha256,
+            context=h.fact.context,
+        )
+
+    def _take_load(self, known: _Known, data: bytes, at: float) -> None:
+        load = load_in(data)
+        if load is not None and at >= known.heard_at:
+            known.load = load
+            known.heard_at = at
+
+
+def _view(model: MeshModel) -> ModelView:
+    fact = model.fact
+    return ModelView(
+        id=fact.id,
+        created=fact.created,
+        size_bytes=fact.size_bytes,
+        ready=model.is_ready,
+        loaded=model.is_loaded,
+        context=fact.context or None,
+        capabilities=("embedding",) if fact.is_embedding else ("chat", "completion"),
+        quantization=fact.quantization,
+        sha256=fact.sha256 or None,
+        aliases=fact.aliases,
+        holders=model.holders,
+    )
+
+
+def role_name(role: Role) -> str:
+    """How people read a role."""
+    return "guest" if role == "guest" else "member"
