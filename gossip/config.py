@@ -45,13 +45,15 @@ class GossipConfig:
     bulk_burst_bytes: int = 1 << 19
     # What one small message costs on the wire beside its own bytes: TLS record, TCP/IP/Ethernet, and the ack.
     frame_overhead_bytes: int = 29 + 54 + 54
+    # Fast facts of others are passed on this many times.
+    fact_sends: int = 2
     # --- bounds
     channels_max: int = 64
     # Above channels_max peers, each keeps about this many neighbours (a symmetric random graph).
     neighbours: int = 48
     facts_per_peer_max: int = 64
     fact_bytes_max: int = 1 << 18
-    fast_fact_bytes_max: int = 512
+    fast_fact_bytes_max: int = 1024
     fetch_timeout_s: float = 5.0
     # --- election
     heartbeat_interval_s: float = 1.0

@@ -1,0 +1,276 @@
+"""Facts of peers: (peer, key, version, bytes), each peer writes only its own, newer versions win.
+
+Fast facts (load) ride on messages as space allows. Of slow ones (inventory) only the version spreads; the value is
+fetched from whoever told of it. A version begins with the run, so what a restarted peer says is never old.
+Source: the per-node namespaces of Cassandra's gossip (Lakshman, Malik 2010).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from gossip.broadcast import Broadcasts
+from gossip.bucket import Bucket
+from gossip.config import GossipConfig
+from gossip.effects import FactChanged, PeerId
+from gossip.members import Held, Member, Members
+from gossip.messages import FactRow, Fetch, NewsRow, Values
+from gossip.outbox import Outbox
+from gossip.timers import Timers
+
+# A version is at least run << 20: a run can change a fact a million times before it borrows from the next millisecond,
+# and the result stays below 2^62 until the year 2109.
+RUN_SHIFT = 20
+KEY_LENGTH_MAX = 64
+# Beside its key and value: ref, version and msgpack's own bytes.
+ROW_BYTES = 26
+FETCHES_MAX = 32
+TELLERS_MAX = 3
+SERVINGS_MAX = 512
+VALUES_BYTES_MAX = 1 << 18
+
+
+class Facts:
+    def __init__(
+        self,
+        *,
+        members: Members,
+        config: GossipConfig,
+        timers: Timers,
+        outbox: Outbox,
+        broadcasts: Broadcasts,
+        bulk: Bucket,
+    ) -> None:
+        self._members, self._config, self._timers = members, config, timers
+        self._outbox, self._broadcasts, self._bulk = outbox, broadcasts, bulk
+        # The fast facts of others that I may still pass on, the newest last.
+        self._fresh: dict[Held, None] = {}
+        self._own_turn = 0
+        self._told: dict[PeerId, int] = {}
+        self._wanted: dict[tuple[str, str], _Wanted] = {}
+        self._servings: deque[tuple[PeerId, Held]] = deque()
+        # Called with the run of a fact of mine that I have not written.
+        self.outran: Callable[[int, float], None] = lambda run, now: None
+
+    def set(self, key: str, value: bytes, now: float, *, fast: bool) -> None:
+        """A fact of mine. Raises ValueError when it is too long."""
+        limit = self._config.fast_fact_bytes_max if fast else self._config.fact_bytes_max
+        if len(value) > limit or len(key) > KEY_LENGTH_MAX:
+            raise ValueError(f"the fact {key[:KEY_LENGTH_MAX]!r} has {len(value)} bytes, {limit} is the limit")
+        mine = self._members.mine
+        held = mine.facts.get(key)
+        if held is None:
+            if len(mine.facts) >= self._config.facts_per_peer_max:
+                raise ValueError(f"more than {self._config.facts_per_peer_max} facts")
+            held = mine.facts[key] = Held(mine, key)
+        elif held.value == value and held.is_fast == fast:
+            return
+        held.value, held.is_fast = value, fast
+        self._reversion(held, held.version, now)
+
+    def _reversion(self, held: Held, above: int, now: float) -> None:
+        mine = self._members.mine
+        held.version, held.received_at = max(above + 1, mine.run << RUN_SHIFT), now
+        if held.is_fast:
+            self._own_turn += 1
+        else:
+            self._members.hash(mine)
+            self._broadcasts.news((mine.ref, held.key, held.version))
+
+    # --- fast -------------------------------------------------------------------------------------
+
+    def merge(self, rows: Iterable[FactRow], teller: Member, now: float) -> None:
+        """Fast facts of anyone."""
+        by_ref, fresh, tell = self._members.by_ref, self._fresh, self._outbox.tell
+        for ref, key, version, value in rows:
+            member = by_ref.get(ref)
+            if member is None:
+                continue
+            held = member.facts.get(key)
+            if held is not None and version <= held.version:
+                continue
+            if member is self._members.mine:
+                self._heard_mine(key, version, held, now)
+                continue
+            if len(value) > self._config.fast_fact_bytes_max:
+                continue
+            if held is None:
+                held = self._new(member, key)
+                if held is None:
+                    continue
+            held.version, held.value, held.received_at = version, value, now
+            held.is_fast, held.sent, held.teller = True, 0, teller.peer
+            fresh.pop(held, None)
+            fresh[held] = None
+            tell(FactChanged(peer=member.peer, key=key))
+
+    def rows_for(self, target: Member, room: float) -> list[FactRow]:
+        """What is worth telling this peer in so many bytes: mine if it has not got it from me, then the newest."""
+        rows: list[FactRow] = []
+        if self._own_turn and self._told.get(target.peer) != self._own_turn:
+            mine = self._members.mine
+            for held in mine.facts.values():
+                size = ROW_BYTES + len(held.key) + len(held.value)
+                if held.is_fast and size <= room:
+                    rows.append((mine.ref, held.key, held.version, held.value))
+                    room -= size
+            self._told[target.peer] = self._own_turn
+        limit, done = self._config.fact_sends, []
+        for held in reversed(self._fresh):
+            size = ROW_BYTES + len(held.key) + len(held.value)
+            if size > room:
+                break
+            if held.owner is target or held.teller == target.peer:
+                continue
+            rows.append((held.owner.ref, held.key, held.version, held.value))
+            room -= size
+            held.sent += 1
+            if held.sent >= limit:
+                done.append(held)
+        for held in done:
+            del self._fresh[held]
+        return rows
+
+    def pending_bytes(self) -> int:
+        """About how much there is to pass on, enough to decide whether a message is worth its frame."""
+        return (len(self._fresh) + (1 if self._own_turn else 0)) * 64
+
+    @property
+    def has_fresh(self) -> bool:
+        return bool(self._fresh)
+
+    def is_news_to(self, target: Member) -> bool:
+        return self._own_turn > 0 and self._told.get(target.peer) != self._own_turn
+
+    # --- slow -------------------------------------------------------------------------------------
+
+    def hear_news(self, rows: Iterable[NewsRow], teller: Member, now: float) -> None:
+        """There are new versions: wanted from whoever tells, unless already on the way."""
+        for ref, key, version in rows:
+            member = self._members.by_ref.get(ref)
+            if member is None:
+                continue
+            held = member.facts.get(key)
+            if held is not None and version <= held.version:
+                continue
+            if member is self._members.mine:
+                self._heard_mine(key, version, held, now)
+                continue
+            if held is None and (len(key) > KEY_LENGTH_MAX or len(member.facts) >= self._config.facts_per_peer_max):
+                continue
+            wanted = self._wanted.get((member.peer, key))
+            if wanted is None or wanted.version < version:
+                self._wanted[member.peer, key] = _Wanted(member, key, version, teller)
+                self._broadcasts.news((member.ref, key, version))
+            elif wanted.version == version and len(wanted.tellers) < TELLERS_MAX:
+                wanted.tellers.append(teller)
+        self.ask(now)
+
+    def ask(self, now: float) -> None:
+        """Fetches what is wanted, so much at a time; the owner is the last resort."""
+        asked = sum(each.asked for each in self._wanted.values())
+        by_teller: dict[PeerId, list[NewsRow]] = {}
+        for wanted in list(self._wanted.values()):
+            if asked >= FETCHES_MAX:
+                break
+            if not wanted.asked and wanted.tellers:
+                wanted.asked = True
+                asked += 1
+                teller = wanted.tellers.pop(0)
+                by_teller.setdefault(teller.peer, []).append((wanted.member.ref, wanted.key, wanted.version))
+                self._timers.at(now + self._config.fetch_timeout_s, self._unanswered, wanted)
+        for peer, rows in by_teller.items():
+            self._outbox.send(peer, Fetch(wanted=tuple(rows)))
+
+    def _unanswered(self, wanted: _Wanted, now: float) -> None:
+        key = wanted.member.peer, wanted.key
+        if self._wanted.get(key) is not wanted:
+            return
+        wanted.asked = False
+        if not wanted.tellers and not wanted.is_last:
+            wanted.is_last = True
+            wanted.tellers.append(wanted.member)
+        elif not wanted.tellers:
+            # The next sync tells of it again.
+            del self._wanted[key]
+        self.ask(now)
+
+    def fetched(self, rows: Iterable[FactRow], teller: Member, now: float) -> None:
+        for ref, key, version, value in rows:
+            member = self._members.by_ref.get(ref)
+            if member is None or member is self._members.mine or len(value) > self._config.fact_bytes_max:
+                continue
+            held = member.facts.get(key) or self._new(member, key)
+            wanted = self._wanted.get((member.peer, key))
+            if wanted is not None and version >= wanted.version:
+                del self._wanted[member.peer, key]
+            if held is None or version <= held.version:
+                continue
+            held.version, held.value, held.received_at = version, value, now
+            held.is_fast, held.teller = False, teller.peer
+            self._fresh.pop(held, None)
+            self._members.hash(member)
+            self._outbox.tell(FactChanged(peer=member.peer, key=key))
+        self.ask(now)
+
+    def serve(self, rows: Iterable[NewsRow], asker: Member, now: float) -> None:
+        for ref, key, version in rows:
+            member = self._members.by_ref.get(ref)
+            held = member.facts.get(key) if member else None
+            if held is not None and held.version >= version and len(self._servings) < SERVINGS_MAX:
+                self._servings.append((asker.peer, held))
+        self.pump(now)
+
+    def pump(self, now: float) -> None:
+        """Sends fetched values as the bulk bucket allows. The caller charges it."""
+        room = self._bulk.has(now)
+        while self._servings and room > 0:
+            peer, rows, size = self._servings[0][0], [], 0
+            while self._servings and self._servings[0][0] == peer and size < min(room, VALUES_BYTES_MAX):
+                held = self._servings.popleft()[1]
+                rows.append((held.owner.ref, held.key, held.version, held.value))
+                size += ROW_BYTES + len(held.key) + len(held.value)
+            room -= size
+            self._outbox.send(peer, Values(facts=tuple(rows)))
+
+    # ----------------------------------------------------------------------------------------------
+
+    def forget(self, gone: Iterable[Member]) -> None:
+        for member in gone:
+            self._told.pop(member.peer, None)
+            for held in member.facts.values():
+                self._fresh.pop(held, None)
+            for key in [key for key in self._wanted if key[0] == member.peer]:
+                del self._wanted[key]
+        self._servings = deque((peer, held) for peer, held in self._servings if peer in self._members.by_peer)
+
+    def reconnected(self, member: Member) -> None:
+        """What went over the old channel may be lost: my own facts are told again."""
+        self._told.pop(member.peer, None)
+
+    def _new(self, member: Member, key: str) -> Held | None:
+        if len(key) > KEY_LENGTH_MAX or len(member.facts) >= self._config.facts_per_peer_max:
+            return None
+        held = member.facts[key] = Held(member, key)
+        return held
+
+    def _heard_mine(self, key: str, version: int, held: Held | None, now: float) -> None:
+        """A fact of mine that I have not written: of an earlier life whose clock was ahead. Mine must be newer."""
+        if version >= 1 << 62:
+            return
+        self.outran(version >> RUN_SHIFT, now)
+        if held is None:
+            # not said in this life: emptied, so that all agree
+            held = self._new(self._members.mine, key)
+            if held is None:
+                return
+        self._reversion(held, version, now)
+
+
+class _Wanted:
+    __slots__ = ("asked", "is_last", "key", "member", "tellers", "version")
+
+    def __init__(self, member: Member, key: str, version: int, teller: Member) -> None:
+        self.member, self.key, self.version, self.tellers = member, key, version, [teller]
+        self.asked = self.is_last = False
