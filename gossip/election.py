@@ -234,7 +234,7 @@ class Election:
 
     def tick(self, now: float) -> list[MachineEffect]:
         """What is due: heartbeats, silence noticed, scans begun and ended, answers given."""
-        self._forgive(now - self.wake_at)
+        self._forgive(now - self.wake_at, now)
         effects = self._resumed(now)
         if self._followed() is not None:
             if not self._is_lost and now >= self._heard_at + self._config.heartbeat_timeout_s:
@@ -394,7 +394,8 @@ class Election:
 
     def _met(self, peer: PeerId, now: float) -> list[MachineEffect]:
         """It was out of reach and is there (again): compare what we know, and look at what we see together."""
-        if self._wants_scan() and self._round is None:
+        if self._wants_scan():
+            self._fruitless = 0
             self._scan_at = now
         if self._claim is None or peer not in self._peers:
             return []
@@ -424,11 +425,11 @@ class Election:
             effects += self._scan(now)
         return effects
 
-    def _forgive(self, late_s: float) -> None:
+    def _forgive(self, late_s: float, now: float) -> None:
         """A tick that comes late (this machine was busy or asleep) says nothing about the others."""
         if not self._config.late_s < late_s < float("inf"):
             return
-        self._heard_at += late_s
+        self._heard_at = min(now, self._heard_at + late_s)
         if self._round is not None:
             self._round.ends_at += min(late_s, self._config.scan_s)
 
@@ -442,8 +443,6 @@ class Election:
         self._number += 1
         self._scanned_at = now
         self._round = _Round(self._number, now, now + self._config.scan_s, frozenset(asked))
-        if not asked:
-            return self._concluded(self._round, now)
         return [Send(to=peer, message=Scan(number=self._number, claim=self._claim)) for peer in asked]
 
     def _asked(self, sender: PeerId, scan: Scan, now: float) -> list[MachineEffect]:
