@@ -342,7 +342,7 @@ class Agent:
     async def _serve(self, channel: Channel) -> None:
         """A channel from its first message to its end."""
         hello = await self._greeted(channel)
-        if hello is None:
+        if hello is None or channel.peer not in self._home.roster.members:
             return
         link = Link(channel, hello.run, self._now())
         writer = asyncio.create_task(link.write(), name=f"to {short(link.peer)}")
