@@ -1,60 +1,102 @@
-"""The life of one request in this peer: admitted, given a slot and an engine, continued after a crash, recorded.
+"""The life of one request at its ingress: ranked, tried, repeated or continued elsewhere, recorded.
 
-    resolve the name -> a turn (mesh.turns) -> a lease (inference.models.pool) -> the engine -> chunks
-                                                  ^                                  |
-                                                  +---- once, when the worker dies --+
+    resolve the name -> candidates, ranked (mesh.router) -> here (mesh.local) or at another peer (mesh.hop) -> chunks
+                              ^                                                   |
+                              +---- while something is left to try (mesh.attempts) --+
 
-A worker that dies costs its requests nothing but time: each goes on after one reload, from the tokens it has, so no
-text is repeated and none is missing. Dying twice is an error. Other peers are not asked here yet.
+The ingress keeps every token of the answer with how many random numbers they took. When the machine or the worker that
+makes it is lost, the next one gets them, replays them in silence and goes on: no token twice, none missing, and text
+that was held back (a possible stop string, half a character) comes from the one that goes on. Nothing here needs a
+coordinator.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Protocol
 
 from inference.chat import Chunk, EmbeddingRequest, Embeddings, Generation, Produced, Started, Usage
-from inference.engine.client import EngineClient
 from inference.errors import (
-    CapacityError,
     DeadlineExceeded,
+    HolderFull,
     InferenceError,
-    InvalidRequest,
+    ModelNotFound,
     ModelUnavailable,
-    StreamInterrupted,
-    WorkerDied,
+    PeerGone,
+    PeerSilent,
 )
-from inference.models.model import StoredModel
-from inference.models.pool import Pool
+from mesh.affinity import Affinity, estimated_tokens
+from mesh.attempts import WEDGED, Attempts, RetryBudget, Step
+from mesh.hop import HopClient, Target
+from mesh.inflight import InFlight
+from mesh.local import ActiveRequest, LocalHolder, State, unable
 from mesh.metrics import CLIENT_LEFT, Kind, Metrics
-from mesh.turns import Turn, Turns
-from web.services import Caller
+from mesh.router import Ask, Candidate, Mode
+from web.services import Caller, Forwarder, ModelView
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 2
-SLOTS_BEFORE_LOAD = 8  # EngineSpec's default; the engine says the truth once it is loaded
-RETRY_AFTER_DEATH_S = 10
 
-State = Literal["queued", "loading", "prefill", "generating"]
+class Holders(Protocol):
+    """Who has which model, as this peer knows it: mesh.neighbours, or `OnlyHere`."""
+
+    @property
+    def in_flight(self) -> InFlight: ...
+
+    def resolve(self, name: str) -> ModelView:
+        """Over the whole mesh. Raises ModelNotFound."""
+
+    def candidates(self, model_id: str, ask: Ask, now: float) -> list[Candidate]:
+        """Every peer that has it. Raises ModelNotFound."""
+
+    def target(self, peer: str, model_id: str) -> Target | None:
+        """How it is reached now, and its own name of the model."""
+
+    def failed(self, peer: str, how: str) -> None:
+        """`how`: "gone" (avoid it now, probe it now) or "wedged" (ranked last until it proves itself)."""
+
+    def reported(self, peer: str, load: bytes) -> None:
+        """A load that rode on an answer."""
+
+    def proved(self, peer: str) -> None:
+        """It made a token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActiveRequest:
-    """A request that this peer is busy with. `started_at` is unix seconds; `tokens` made so far."""
+class OnlyHere:
+    """`Holders` of a peer that knows no other."""
 
-    id: str
-    model: str
-    kind: Kind
-    state: State
-    tokens: int
-    started_at: float
+    def __init__(self, view: Callable[[str], ModelView], *, me: str = "", name: str = "") -> None:
+        """`view` raises ModelNotFound."""
+        self._view = view
+        self._me = Candidate(peer=me, name=name, is_local=True)
+        self.in_flight = InFlight()
+
+    def resolve(self, name: str) -> ModelView:
+        return self._view(name)
+
+    def candidates(self, model_id: str, ask: Ask, now: float) -> list[Candidate]:
+        view = self._view(model_id)
+        return [replace(self._me, is_loaded=view.loaded, size_bytes=view.size_bytes, sha256=view.sha256 or "")]
+
+    def target(self, peer: str, model_id: str) -> Target | None:
+        return None
+
+    def failed(self, peer: str, how: str) -> None:
+        """There is nobody to avoid."""
+
+    def reported(self, peer: str, load: bytes) -> None:
+        """Nobody reports."""
+
+    def proved(self, peer: str) -> None:
+        """Nobody was in doubt."""
 
 
 class Dispatcher:
@@ -63,144 +105,234 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        pool: Pool,
-        resolve: Callable[[str], StoredModel],
+        local: LocalHolder,
+        holders: Holders,
         metrics: Metrics,
-        peer: str = "",
-        slots: int = SLOTS_BEFORE_LOAD,
+        hop: HopClient | None = None,
+        affinity: Affinity | None = None,
+        mode: Mode = "auto",
+        rng: random.Random | None = None,
     ) -> None:
-        """`resolve` raises ModelNotFound; `peer` is this machine's name, told in `Started`."""
-        self._pool = pool
-        self._resolve = resolve
+        """`hop` None: other peers are not asked. `rng` draws between comparable holders."""
+        self._local = local
+        self._holders = holders
         self._metrics = metrics
-        self._peer = peer
-        self._slots = slots
-        self._turns: dict[str, Turns] = {}
+        self._hop = hop
+        self._affinity = affinity or Affinity()
+        self._mode = mode
+        self._rng = rng or random.Random()
+        self._budget = RetryBudget()
+        self._turns: dict[str, int] = {}
         self._records: set[_Record] = set()
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def generate(self, request: Generation, caller: Caller) -> AsyncGenerator[Chunk, None]:
-        """The chunks of one answer; `aclose` cancels down to the slot. Raises `inference.errors`."""
+        """The chunks of one answer; `aclose` cancels down to the slot, wherever it is. Raises `inference.errors`."""
         with self._recorded(request.id, request.model, request.kind) as record:
             model = self._model(request.model, embeds=False)
             if request.sampling.seed is None:  # drawn here, so that a continuation has the same one
                 request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(31)))
-            record.produced = list(request.produced.tokens)
-            record.draws = request.produced.draws
-            deadline = _deadline(caller)
-            async with self._turns_of(model).turn(background=caller.background, deadline=deadline) as turn:
-                for attempt in range(1, ATTEMPTS + 1):
-                    record.attempt = attempt
-                    try:
-                        async with aclosing(self._attempt(request, model, record, deadline, turn)) as chunks:
-                            async for chunk in chunks:
-                                yield chunk
-                        return
-                    except WorkerDied as death:
-                        if attempt == ATTEMPTS:
-                            raise _given_up(model, record) from death
-                        log.warning("request goes on after a crash", extra={"request": request.id, "model": model.id})
-                    except CapacityError as error:
-                        if attempt == 1 or not record.tokens or isinstance(error, DeadlineExceeded):
-                            raise
-                        raise _given_up(model, record) from error
+            record.produced, record.draws = list(request.produced.tokens), request.produced.draws
+            ask = Ask(
+                model_id=model.id,
+                prompt_tokens=estimated_tokens(request.prompt),
+                max_tokens=request.max_tokens,
+                affinity=self._affinity.known(model.id, request.prompt),
+                is_background=caller.background,
+                deadline_s=caller.deadline_s,
+            )
+            tries = self._attempts(ask)
+            while True:
+                step = self._next(tries)
+                rest = replace(request, produced=Produced(tokens=tuple(record.produced), draws=record.draws))
+                try:
+                    async with self._run(step, rest, tries, record, caller) as run:
+                        while True:
+                            chunk = await run.read()
+                            if chunk.started is not None:
+                                if (told := record.start(chunk.started, step, tries, caller)) is not None:
+                                    yield Chunk(started=told)
+                                continue
+                            if chunk.tokens:
+                                self._took(chunk, run, tries, record)
+                            record.draws = chunk.draws
+                            record.is_complete = chunk.finish_reason is not None
+                            yield chunk
+                            if record.is_complete:
+                                made = len(record.produced)
+                                self._affinity.served(
+                                    model.id, request.prompt, step.candidate.peer, record.prompt_tokens, made
+                                )
+                                return
+                except InferenceError as error:
+                    self._failed(tries, step, error, record)
 
     async def embed(self, request: EmbeddingRequest, caller: Caller) -> Embeddings:
         """The vectors of one request. Raises `inference.errors`."""
         with self._recorded(request.id, request.model, "embeddings") as record:
             model = self._model(request.model, embeds=True)
-            deadline = _deadline(caller)
-            async with self._turns_of(model).turn(background=caller.background, deadline=deadline) as turn:
-                for attempt in range(1, ATTEMPTS + 1):
-                    try:
-                        async with self._engine(model, record, turn, deadline) as engine:
-                            _assert_able(model, embeds=True, able=engine.info.can_embed)
-                            record.state = "generating"
-                            async with _until(deadline, "The embeddings were not ready"):
-                                answer = await engine.embed(request)
-                        record.prompt_tokens = answer.prompt_tokens
-                        record.is_complete = True
-                        return answer
-                    except WorkerDied as death:
-                        if attempt == ATTEMPTS:
-                            raise _given_up(model, record) from death
-                        log.warning("request goes on after a crash", extra={"request": request.id, "model": model.id})
-        raise AssertionError("every attempt returns or raises")
+            ask = Ask(
+                model_id=model.id,
+                prompt_tokens=sum(len(i) // 4 if isinstance(i, str) else len(i) for i in request.inputs),
+                is_background=caller.background,
+                deadline_s=caller.deadline_s,
+            )
+            tries = self._attempts(ask)
+            while True:
+                step = self._next(tries)
+                try:
+                    answer = await self._embedded(step, request, tries, record, caller)
+                except InferenceError as error:
+                    self._failed(tries, step, error, record)
+                    continue
+                record.prompt_tokens = answer.prompt_tokens
+                record.is_complete = True
+                return replace(answer, peer=step.candidate.name, attempts=step.attempt)
 
     def active(self) -> list[ActiveRequest]:
-        """What this peer is busy with, oldest first."""
-        return [r.view() for r in sorted(self._records, key=lambda r: r.began)]
+        """What this peer is busy with, oldest first: its own clients' requests, then those of other peers."""
+        own = [r.view() for r in sorted(self._records, key=lambda r: r.began)]
+        return own + [r for r in self._local.active() if r.asked_by]
 
     def queued(self, model_id: str | None = None) -> int:
-        """Requests that wait for a slot: of one model, or of all."""
-        return sum(t.waiting for name, t in self._turns.items() if model_id in (None, name))
+        """Requests that wait for a slot of this machine: of one model, or of all."""
+        return self._local.queued(model_id)
 
     async def drain(self, timeout_s: float) -> bool:
         """Takes nothing new and waits for what runs; False if something still does after `timeout_s`."""
         self._is_draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-            return True
+                await asyncio.gather(self._idle.wait(), self._local.drain(timeout_s))
+            return not self._local.active()
         except TimeoutError:
             return False
 
-    # -- one request
+    # -- where
 
-    async def _attempt(
-        self,
-        request: Generation,
-        model: StoredModel,
-        record: _Record,
-        deadline: float | None,
-        turn: Turn,
-    ) -> AsyncGenerator[Chunk, None]:
-        """Chunks from one engine, after those that `record` has. Raises WorkerDied."""
-        async with self._engine(model, record, turn, deadline) as engine:
-            _assert_able(model, embeds=False, able=engine.info.can_chat)
-            produced = Produced(tokens=tuple(record.produced), draws=record.draws)
-            rest = replace(request, produced=produced)
-            async with aclosing(engine.generate(rest, on_finish=turn.end)) as chunks:
-                while True:
-                    if deadline is None:
-                        chunk = await anext(chunks)
-                    else:
-                        async with _until(deadline, f"The answer was not complete after {record.tokens} tokens"):
-                            chunk = await anext(chunks)
-                    if chunk.started is not None:
-                        if (started := record.start(chunk.started, self._peer)) is not None:
-                            yield Chunk(started=started)
-                        continue
-                    record.take(chunk)
-                    yield chunk
-                    if chunk.finish_reason is not None:
-                        return
+    def _attempts(self, ask: Ask) -> Attempts:
+        self._budget.request()
+        turn = self._turns[ask.model_id] = self._turns.get(ask.model_id, -1) + 1
+        deadline = None if ask.deadline_s is None else _now() + ask.deadline_s
+        return Attempts(ask=ask, mode=self._mode, rng=self._rng, turn=turn, budget=self._budget, deadline=deadline)
+
+    def _next(self, tries: Attempts) -> Step:
+        now = _now()
+        try:
+            candidates = self._holders.candidates(tries.ask.model_id, tries.ask, now)
+        except ModelNotFound:
+            if not tries.is_begun:
+                raise
+            candidates = []
+        return tries.next(candidates, now)
+
+    def _failed(self, tries: Attempts, step: Step, error: InferenceError, record: _Record) -> None:
+        """Raises the error that ends the request, if this one does."""
+        failure = tries.failed(step, error, _now())
+        if failure.how is not None and not step.candidate.is_local:
+            self._holders.failed(step.candidate.peer, failure.how)
+        if failure.final is not None:
+            raise failure.final
+        log.log(
+            logging.DEBUG if isinstance(error, HolderFull) else logging.WARNING,
+            "request goes on elsewhere",
+            extra={
+                "request": record.id,
+                "model": tries.ask.model_id,
+                "left": step.candidate.name or step.candidate.peer,
+                "reason": error.code,
+                "tokens": record.tokens,
+            },
+        )
+
+    def _forwarder(self, step: Step, tries: Attempts, caller: Caller) -> Forwarder:
+        return Forwarder(
+            peer="",
+            fairness_key=_fairness_key(caller),
+            background=caller.background,
+            deadline_s=None if tries.deadline is None else max(0.001, tries.deadline - _now()),
+            attempt=step.attempt,
+            may_refuse=step.may_refuse,
+            is_resumed=step.is_resumed,
+            sha256=(tries.made_by.sha256 or None) if tries.made_by is not None else None,
+        )
+
+    @contextmanager
+    def _sent(self, step: Step, tries: Attempts) -> Generator[tuple[HopClient, Target], None, None]:
+        """How the other peer is asked; counted as in flight there for as long as the block runs."""
+        peer = step.candidate.peer
+        target = self._holders.target(peer, tries.ask.model_id)
+        if target is None or self._hop is None:
+            raise PeerGone(f"The peer {step.candidate.name} is not to be reached any more.")
+        ticket = self._holders.in_flight.begin(peer, target.model_id, _now(), tries.deadline)
+        try:
+            yield self._hop, target
+        finally:
+            self._holders.in_flight.end(ticket, _now())
+
+    def _local_id(self, step: Step, tries: Attempts) -> str:
+        """What this machine calls the model: another peer may have the same file under another name."""
+        target = self._holders.target(step.candidate.peer, tries.ask.model_id)
+        return tries.ask.model_id if target is None else target.model_id
+
+    # -- one try
 
     @asynccontextmanager
-    async def _engine(
-        self, model: StoredModel, record: _Record, turn: Turn, deadline: float | None
-    ) -> AsyncGenerator[EngineClient, None]:
-        record.state = "loading"
-        async with self._pool.lease(model, deadline=deadline) as engine:
-            record.state = "prefill"
-            turn.begin()
-            self._turns_of(model).slots = engine.info.slots
-            yield engine
+    async def _run(
+        self, step: Step, request: Generation, tries: Attempts, record: _Record, caller: Caller
+    ) -> AsyncGenerator[_Run, None]:
+        forwarder = self._forwarder(step, tries, caller)
+        if step.candidate.is_local:
+            asked = replace(request, model=self._local_id(step, tries))
+            async with aclosing(self._local.generate(asked, forwarder, record.enter)) as chunks:
+                yield _Run(chunks, step, None)  # the local holder keeps the deadline itself
+            return
+        record.enter("queued")
+        with self._sent(step, tries) as (hop, target):
+            async with aclosing(hop.generate(target, request, forwarder)) as chunks:
+                yield _Run(chunks, step, tries.deadline)
 
-    def _model(self, name: str, *, embeds: bool) -> StoredModel:
+    async def _embedded(
+        self, step: Step, request: EmbeddingRequest, tries: Attempts, record: _Record, caller: Caller
+    ) -> Embeddings:
+        forwarder = self._forwarder(step, tries, caller)
+        if step.candidate.is_local:
+            asked = replace(request, model=self._local_id(step, tries))
+            return await self._local.embed(asked, forwarder, record.enter)
+        record.enter("generating")
+        with self._sent(step, tries) as (hop, target):
+            try:
+                async with asyncio.timeout_at(tries.deadline):
+                    answer = await hop.embed(target, request, forwarder)
+            except TimeoutError:
+                raise _too_late("The embeddings were not ready") from None
+        self._holders.proved(step.candidate.peer)
+        return answer
+
+    def _took(self, chunk: Chunk, run: _Run, tries: Attempts, record: _Record) -> None:
+        """Tokens have come."""
+        candidate = run.step.candidate
+        if not run.has_tokens:
+            run.has_tokens = True
+            record.enter("generating")
+            if not candidate.is_local:
+                self._holders.proved(candidate.peer)
+            if tries.made_by is None:
+                tries.made_by = replace(candidate, sha256=record.sha256 or candidate.sha256)
+        record.take(chunk)
+        tries.tokens = record.tokens
+
+    # -- records
+
+    def _model(self, name: str, *, embeds: bool) -> ModelView:
         if self._is_draining:
             raise ModelUnavailable("This peer is stopping and takes no new requests.", retry_after_s=5)
-        model = self._resolve(name)
-        _assert_able(model, embeds=embeds, able=model.header.is_embedding is embeds)
-        return model
-
-    def _turns_of(self, model: StoredModel) -> Turns:
-        turns = self._turns.get(model.id)
-        if turns is None:
-            turns = self._turns[model.id] = Turns(model.id, self._slots)
-        return turns
+        view = self._holders.resolve(name)
+        if ("embedding" in view.capabilities) is not embeds:
+            raise unable(view.id, embeds=embeds)
+        return view
 
     @contextmanager
     def _recorded(self, request_id: str, model: str, kind: Kind) -> Generator[_Record, None, None]:
@@ -231,9 +363,44 @@ class Dispatcher:
             )
 
 
+class _Run:
+    """One try of a generation: its chunks, and how long to wait for each."""
+
+    __slots__ = ("_chunks", "_deadline", "_patient_until", "has_tokens", "step")
+
+    def __init__(self, chunks: AsyncGenerator[Chunk, None], step: Step, deadline: float | None) -> None:
+        self._chunks = chunks
+        self._deadline = deadline
+        self._patient_until = None if step.patience_s is None else _now() + step.patience_s
+        self.step = step
+        self.has_tokens = False
+
+    async def read(self) -> Chunk:
+        """The next chunk. Raises DeadlineExceeded, PeerSilent when no first token comes, or what making it raises."""
+        limit = self._limit
+        try:
+            if limit is None:
+                return await anext(self._chunks)
+            async with asyncio.timeout_at(limit):
+                return await anext(self._chunks)
+        except StopAsyncIteration:
+            raise PeerGone("The answer ended before it was complete.") from None
+        except TimeoutError:
+            if limit == self._deadline:
+                raise _too_late("The answer was not complete") from None
+            name, waited_s = self.step.candidate.name, self.step.patience_s
+            raise PeerSilent(f"The peer {name} made no token within {waited_s:.1f} s.", code=WEDGED) from None
+
+    @property
+    def _limit(self) -> float | None:
+        if self.has_tokens or self._patient_until is None:
+            return self._deadline
+        return self._patient_until if self._deadline is None else min(self._deadline, self._patient_until)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Record:
-    """What is known of a running request. `produced` are all tokens of the answer, `tokens` those made here."""
+    """What is known of a running request. `produced` are all tokens of the answer, `tokens` counts those made here."""
 
     id: str
     model: str
@@ -241,8 +408,9 @@ class _Record:
     state: State = "queued"
     began: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
-    attempt: int = 1
-    is_started: bool = False
+    told: Started | None = None
+    peer: str = ""
+    sha256: str = ""
     is_complete: bool = False
     ttft_s: float | None = None
     prompt_tokens: int = 0
@@ -251,23 +419,32 @@ class _Record:
     produced: list[int] = field(default_factory=list)
     draws: int = 0
 
-    def start(self, started: Started, peer: str) -> Started | None:
-        """What the caller is told; None if it was told before."""
-        if self.is_started:
+    def enter(self, state: State) -> None:
+        self.state = state
+
+    def start(self, started: Started, step: Step, tries: Attempts, caller: Caller) -> Started | None:
+        """It has a slot: what the caller is told; None if nothing is new."""
+        peer, before = step.candidate, self.peer
+        tries.had_slot = True
+        self.enter("prefill")
+        self.peer = peer.peer
+        self.sha256 = started.sha256 or ""
+        if self.told is not None and before == peer.peer:
             return None
-        self.is_started = True
-        self.prompt_tokens, self.cached_tokens = started.prompt_tokens, started.cached_tokens
-        return replace(started, peer=peer, attempts=self.attempt)
+        if self.told is not None and self.tokens:
+            self.told = replace(self.told, continued_on=(*self.told.continued_on, peer.name))
+            return self.told
+        self.prompt_tokens = tries.prompt_tokens = started.prompt_tokens
+        self.cached_tokens = started.cached_tokens
+        candidates = tries.explained() if caller.explain else None
+        self.told = replace(started, peer=peer.name, attempts=step.attempt, candidates=candidates)
+        return self.told
 
     def take(self, chunk: Chunk) -> None:
-        if chunk.tokens:
-            if self.ttft_s is None:
-                self.ttft_s = time.monotonic() - self.began
-            self.state = "generating"
-            self.produced.extend(chunk.tokens)
-            self.tokens += len(chunk.tokens)
-        self.draws = chunk.draws
-        self.is_complete = chunk.finish_reason is not None
+        if self.ttft_s is None:
+            self.ttft_s = time.monotonic() - self.began
+        self.produced.extend(chunk.tokens)
+        self.tokens += len(chunk.tokens)
 
     @property
     def usage(self) -> Usage:
@@ -281,41 +458,19 @@ class _Record:
             state=self.state,
             tokens=self.tokens,
             started_at=self.started_at,
+            peer=self.peer,
         )
 
 
-def _deadline(caller: Caller) -> float | None:
-    """On the loop's clock."""
-    return None if caller.deadline_s is None else asyncio.get_running_loop().time() + caller.deadline_s
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
-@asynccontextmanager
-async def _until(deadline: float | None, what: str) -> AsyncGenerator[None, None]:
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded(f"{what} when the request's deadline passed (x-llm-router-timeout).") from None
+def _fairness_key(caller: Caller) -> str:
+    """Names the caller to a holder without saying who it is. Clients on this machine share one key, unless they have
+    keys."""
+    return hashlib.blake2b(f"{caller.key_id or ''}@{caller.ip}".encode(), digest_size=8).hexdigest()
 
 
-def _assert_able(model: StoredModel, *, embeds: bool, able: bool) -> None:
-    if able:
-        return
-    if embeds:
-        message = f"The model {model.id} cannot make embeddings; it generates text (POST /v1/chat/completions)."
-    else:
-        message = f"The model {model.id} makes embeddings (POST /v1/embeddings); it cannot generate text."
-    raise InvalidRequest(message, param="model", code="unsupported_model")
-
-
-def _given_up(model: StoredModel, record: _Record) -> InferenceError:
-    """The engine died again, or could not be loaded again."""
-    if record.tokens:
-        return StreamInterrupted(
-            f"The engine of the model {model.id} crashed, and the answer could not be continued after "
-            f"{record.tokens} tokens."
-        )
-    return ModelUnavailable(
-        f"The engine of the model {model.id} crashed {ATTEMPTS} times before the first token.",
-        retry_after_s=RETRY_AFTER_DEATH_S,
-    )
+def _too_late(what: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{what} when the request's deadline passed (x-llm-router-timeout).")

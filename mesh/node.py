@@ -29,10 +29,11 @@ from mesh.catalog import Catalog, look
 from mesh.cli.greeting import Start, draining, greeting
 from mesh.config import Config
 from mesh.descriptors import room_for_connections
-from mesh.dispatch import Dispatcher
+from mesh.dispatch import Dispatcher, OnlyHere
 from mesh.errors import StartError
 from mesh.hosts import allowed_hosts, bound, is_loopback, lan_name, own_addresses
 from mesh.loading import SLOTS, Loading
+from mesh.local import LocalHolder
 from mesh.logs import hide
 from mesh.metrics import Metrics
 from mesh.ports import port_busy
@@ -135,13 +136,8 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
     start = partial(_started, loading=loading, worker=config.worker or DEFAULT_WORKER)
     async with Pool(start=start, bytes_needed=loading.bytes_needed, limits=limits, observe=metrics.pool_event) as pool:
         catalog = Catalog(store=store, builtin=hello_model(), pool=pool, has_engine=loading.has_engine)
-        dispatcher = Dispatcher(
-            pool=pool,
-            resolve=catalog.resolve,
-            metrics=metrics,
-            peer=config.name,
-            slots=config.slots or SLOTS,
-        )
+        local = LocalHolder(pool=pool, resolve=catalog.resolve, slots=config.slots or SLOTS)
+        dispatcher = Dispatcher(local=local, holders=OnlyHere(catalog.view, name=config.name), metrics=metrics)
         stop.running = lambda: len(dispatcher.active())
         state = State(
             config=config, hardware=hardware, engine=engine, catalog=catalog, dispatcher=dispatcher, pool=pool

@@ -10,7 +10,8 @@ from inference.hardware import Hardware
 from inference.models.pool import ModelState, Pool
 from mesh.catalog import Catalog
 from mesh.config import Config
-from mesh.dispatch import ActiveRequest, Dispatcher
+from mesh.dispatch import Dispatcher
+from mesh.local import ActiveRequest
 from mesh.version import our_version
 
 

@@ -30,10 +30,11 @@ from inference.errors import (
 )
 from inference.models.model import StoredModel
 from inference.models.pool import Pool, PoolLimits
-from mesh.dispatch import Dispatcher
+from mesh.dispatch import Dispatcher, OnlyHere
+from mesh.local import SLOTS_BEFORE_LOAD, LocalHolder
 from mesh.metrics import Metrics
 from tests.fixtures.fake_worker import expected_text, expected_tokens
-from tests.fixtures.stored_models import stored_model
+from tests.fixtures.stored_models import stored_model, view
 from tests.mesh.test_metrics import value
 from web.services import Caller
 
@@ -49,7 +50,7 @@ class Peer:
         self.slots = slots
         self.engines: list[EngineClient] = []
         self.metrics = Metrics()
-        self.dispatcher = Dispatcher(pool=pool, resolve=self.resolve, metrics=self.metrics, peer="attic", slots=slots)
+        self.dispatcher = dispatcher(pool, self.resolve, self.metrics, slots)
 
     def resolve(self, name: str) -> StoredModel:
         if name not in MODELS:
@@ -61,6 +62,14 @@ class Peer:
 
     async def text(self, text: str, **changes: object) -> str:
         return "".join(c.text for c in await self.ask(text, **changes))  # type: ignore[arg-type]
+
+
+def dispatcher(
+    pool: Pool, resolve: Callable[[str], StoredModel], metrics: Metrics, slots: int = SLOTS_BEFORE_LOAD
+) -> Dispatcher:
+    """Of a peer that knows no other."""
+    local = LocalHolder(pool=pool, resolve=resolve, slots=slots)
+    return Dispatcher(local=local, holders=OnlyHere(lambda n: view(resolve(n)), name="attic"), metrics=metrics)
 
 
 @asynccontextmanager
@@ -146,7 +155,7 @@ async def test_real_engine_killed_in_the_middle_of_eight_streams_changes_no_text
         return engines[-1]
 
     async with Pool(start=start, bytes_needed=lambda m: 1, limits=PoolLimits()) as pool:
-        dispatcher = Dispatcher(pool=pool, resolve=MODELS.__getitem__, metrics=Metrics())
+        here = dispatcher(pool, MODELS.__getitem__, Metrics())
 
         async def text(n: int, kill_after: int = 0) -> tuple[str, list[int]]:
             made = ""
@@ -154,7 +163,7 @@ async def test_real_engine_killed_in_the_middle_of_eight_streams_changes_no_text
             prompt = ChatPrompt(messages=(Message(role="user", content=f"Hello {n}"),))
             changes = {"prompt": prompt, "max_tokens": 200, "ignore_eos": True}
             async with asyncio.timeout(100):
-                async for chunk in dispatcher.generate(request(f"{n}", **changes), ME):
+                async for chunk in here.generate(request(f"{n}", **changes), ME):
                     made += chunk.text
                     tokens += chunk.tokens
                     if kill_after and len(tokens) >= kill_after and len(engines) == 1:

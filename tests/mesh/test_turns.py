@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from inference.errors import DeadlineExceeded, Overloaded
-from mesh.turns import Turns
+from inference.errors import DeadlineExceeded, HolderFull, Overloaded
+from mesh.turns import BACKGROUND_EVERY, Turns
 
 
 class Line:
@@ -19,10 +19,18 @@ class Line:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.may_end: dict[str, asyncio.Event] = {}
 
-    async def ask(self, name: str, *, background: bool = False, deadline_s: float | None = None) -> None:
+    async def ask(
+        self,
+        name: str,
+        *,
+        background: bool = False,
+        deadline_s: float | None = None,
+        key: str = "",
+        is_resumed: bool = False,
+    ) -> None:
         async def run() -> None:
             deadline = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
-            async with self.turns.turn(background=background, deadline=deadline):
+            async with self.turns.turn(background=background, deadline=deadline, key=key, is_resumed=is_resumed):
                 self.order.append(name)
                 await self.may_end[name].wait()
 
@@ -117,3 +125,58 @@ async def test_more_slots_let_the_next_ones_in() -> None:
     await line.end("c")
     assert line.order[-1] == "d"
     await line.end("d")
+
+
+async def test_callers_take_turns_however_many_requests_one_of_them_has() -> None:
+    line = Line(4)
+    for n in range(4):
+        await line.ask(f"now {n}")
+    for n in range(5):
+        await line.ask(f"greedy {n}", key="greedy")
+    await line.ask("modest", key="modest")
+    await line.ask("third", key="third")
+    for n in range(4):
+        await line.end(f"now {n}")
+    assert line.order[4:] == ["greedy 0", "modest", "third", "greedy 1"]
+    for name in ("greedy 0", "modest", "third", "greedy 1", "greedy 2", "greedy 3", "greedy 4"):
+        await line.end(name)
+    assert (line.turns.running, line.turns.waiting) == (0, 0)
+
+
+async def test_background_work_is_passed_over_but_not_for_ever() -> None:
+    line = Line(1)
+    await line.ask("0")
+    await line.ask("behind", background=True)
+    for n in range(1, BACKGROUND_EVERY + 2):
+        await line.ask(str(n))  # one waits at a time, beside the background
+        await line.end(line.order[-1])
+        if "behind" in line.order:
+            break
+    assert line.order == [*map(str, range(BACKGROUND_EVERY)), "behind"]
+    await line.end("behind")
+    await line.end(line.order[-1])
+
+
+async def test_one_that_lost_its_slot_goes_first_and_is_never_refused() -> None:
+    line = Line(1)
+    for n in range(6):
+        await line.ask(str(n))
+        await asyncio.sleep(0.12)  # those that are slowed are in the queue by then
+    with pytest.raises(Overloaded):
+        async with line.turns.turn():
+            pass
+    await line.ask("resumed", is_resumed=True)
+    await line.end("0")
+    assert line.order == ["0", "resumed"]
+    for name in ("resumed", *map(str, range(1, 6))):
+        await line.end(name)
+
+
+async def test_one_who_may_not_wait_is_told_at_once_that_it_is_full() -> None:
+    line = Line(1)
+    async with line.turns.turn(may_wait=False):
+        with pytest.raises(HolderFull) as caught:
+            async with line.turns.turn(may_wait=False):
+                pass
+    assert (caught.value.status, caught.value.code) == (429, "holder_full")
+    assert (line.turns.running, line.turns.waiting) == (0, 0)
