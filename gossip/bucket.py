@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+# In bursts.
+DEBT_MAX = 4
+
 
 class Bucket:
-    """`rate` tokens a second, at most `burst` saved up; debt is bounded by `burst` too."""
+    """`rate` tokens a second, at most `burst` saved up; debt is bounded too, so that a storm passes."""
 
     def __init__(self, *, rate: float, burst: float, now: float) -> None:
         self._rate, self._burst = rate, burst
@@ -17,4 +20,4 @@ class Bucket:
         return self._tokens
 
     def charge(self, amount: float) -> None:
-        self._tokens = max(-self._burst, self._tokens - amount)
+        self._tokens = max(-DEBT_MAX * self._burst, self._tokens - amount)

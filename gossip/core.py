@@ -2,7 +2,7 @@
 
 The shell (gossip/agent.py) and the simulator (tests/sim) both drive exactly this.
 
-    receive --decode--> rumours, facts --> the machine it is for --+--> outbox: encode, with what rides along --> effects
+    receive --decode--> rumours, facts --> the machine it is for --+--> outbox: encode, with what rides along -> effects
     tick -------------> timers ------------------------------------+
 """
 
@@ -326,7 +326,7 @@ class Core:
         elif isinstance(message, Digest):
             message = Digest(digests=message.digests, claim=self._claim_bytes)
         data = CODEC.encode(message)
-        if isinstance(message, Table | Values):
+        if isinstance(message, Digest | Table | Fetch | Values):
             self._bulk.charge(len(data) + self._config.frame_overhead_bytes)
         elif type(message) not in ELECTION_MESSAGES:
             self._bucket.charge(len(data) + self._config.frame_overhead_bytes)

@@ -136,12 +136,9 @@ class Facts:
         """About how much there is to pass on, enough to decide whether a message is worth its frame."""
         return (len(self._fresh) + (1 if self._own_turn else 0)) * 64
 
-    @property
-    def has_fresh(self) -> bool:
-        return bool(self._fresh)
-
     def is_news_to(self, target: Member) -> bool:
-        return self._own_turn > 0 and self._told.get(target.peer) != self._own_turn
+        """Would a message tell it anything?"""
+        return bool(self._fresh) or (self._own_turn > 0 and self._told.get(target.peer) != self._own_turn)
 
     # --- slow -------------------------------------------------------------------------------------
 
@@ -162,7 +159,6 @@ class Facts:
             wanted = self._wanted.get((member.peer, key))
             if wanted is None or wanted.version < version:
                 self._wanted[member.peer, key] = _Wanted(member, key, version, teller)
-                self._broadcasts.news((member.ref, key, version))
             elif wanted.version == version and len(wanted.tellers) < TELLERS_MAX:
                 wanted.tellers.append(teller)
         self.ask(now)
@@ -211,6 +207,8 @@ class Facts:
             held.is_fast, held.teller = False, teller.peer
             self._fresh.pop(held, None)
             self._members.hash(member)
+            # told on only now: whoever hears of it can fetch it here
+            self._broadcasts.news((member.ref, key, version))
             self._outbox.tell(FactChanged(peer=member.peer, key=key))
         self.ask(now)
 

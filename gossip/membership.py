@@ -135,6 +135,7 @@ class Membership:
                 return False
             self._broadcasts.rumour(replace(rumour, peer=member.ref))
         else:
+            self._broadcasts.drop(member.ref)
             self._adopt(rumour, member, now)
             member.suspicion = Suspicion(
                 config=self._config, members=self._members.count, source=rumour.source, now=now
@@ -220,7 +221,7 @@ class Membership:
         gone = self._members.roster_is(roles, now)
         for member in gone:
             member.suspicion = None
-            self._broadcasts.forget(member.ref)
+            self._broadcasts.drop(member.ref, news=True)
             if member.rank != UNKNOWN:
                 self._outbox.tell(MemberChanged(peer=member.peer, before=STATES[member.rank], after="unknown"))
         return gone

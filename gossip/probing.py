@@ -107,9 +107,10 @@ class Prober:
         if began is None:
             return
         self._probing.pop(began.target, None)
-        if began.target.is_live and self._is_member(began.target):
+        target = began.target
+        if target.is_live and (target.run, target.incarnation) == began.of and self._is_member(target):
             self._health.worse(len(began.asked) - began.nacks if began.asked else 1)
-            self._membership.suspect(began.target, now)
+            self._membership.suspect(target, now)
 
     def _done(self, seq: int) -> None:
         began = self._rounds.pop(seq)
@@ -182,9 +183,12 @@ class Prober:
 
 
 class _Round:
-    __slots__ = ("asked", "nacks", "target")
+    """`of`: the life that is asked for; silence says nothing about one that began meanwhile."""
+
+    __slots__ = ("asked", "nacks", "of", "target")
 
     def __init__(self, target: Member) -> None:
         self.target = target
+        self.of = (target.run, target.incarnation) if target.is_live else None
         self.asked: set[Member] = set()
         self.nacks = 0

@@ -15,7 +15,7 @@ from gossip.bucket import Bucket
 from gossip.config import GossipConfig
 from gossip.facts import Facts
 from gossip.members import Member, Members
-from gossip.messages import DEAD, FactRow, Gossip, NewsRow, Rumour
+from gossip.messages import ALIVE, DEAD, FactRow, Gossip, NewsRow, Rumour
 from gossip.outbox import Outbox
 from gossip.timers import Timers
 
@@ -65,7 +65,9 @@ class Spreader:
             self._claim_sends -= 1
             claim = self._claim
             room -= len(claim)
-        rumours, news, used = self._broadcasts.taken(room, self._members.count)
+        rumours, news, used = self._broadcasts.taken(
+            room, self._members.count, is_counted=target.rank == ALIVE and not target.avoided
+        )
         return Carried(rumours, tuple(self._facts.rows_for(target, room - used)), news, claim)
 
     def _again(self, now: float) -> None:
@@ -77,11 +79,16 @@ class Spreader:
             self._spread_facts(now)
 
     def _spread_rumours(self, now: float) -> None:
-        targets = list(self._members.near) + self._lately_dead(now)
-        for member in self._rng.sample(targets, min(self._config.fanout, len(targets))):
+        """To the next few, and one of those who may have died by mistake."""
+        targets = [self._next_target() for _ in range(self._config.fanout)]
+        dead = self._lately_dead(now)
+        if dead:
+            targets.append(self._rng.choice(dead))
+        for member in dict.fromkeys(targets):
             if self._bucket.has(now) < ROOM_MIN + self._config.frame_overhead_bytes:
                 return
-            self._send(member, now)
+            if member is not None:
+                self._send(member, now)
 
     def _lately_dead(self, now: float) -> list[Member]:
         """They may not be dead at all, and refute."""
@@ -100,18 +107,19 @@ class Spreader:
             wanted = min(self._config.message_bytes, pending) + EMPTY_BYTES + self._config.frame_overhead_bytes
             if self._bucket.has(now) < wanted:
                 return
-            member = self._next_target()
+            member = self._next_target(for_facts=True)
             if member is None:
                 return
             self._send(member, now)
 
-    def _next_target(self) -> Member | None:
-        """Round robin, past those who have nothing to learn."""
+    def _next_target(self, *, for_facts: bool = False) -> Member | None:
+        """Round robin, so that nobody is left out; for facts, past those who have nothing to learn."""
         for _ in range(2):
             while self._order:
                 member = self._order.pop()
-                if member.is_live and (self._facts.is_news_to(member) or self._facts.has_fresh):
-                    return member
+                if not member.is_live or (for_facts and not self._facts.is_news_to(member)):
+                    continue
+                return member
             self._order = list(self._members.near)
             self._rng.shuffle(self._order)
         return None

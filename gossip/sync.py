@@ -21,7 +21,6 @@ from gossip.timers import Timers
 # About what a member takes in a table, for choosing how many buckets fit.
 MEMBER_BYTES = 150
 TABLE_BYTES_MAX = 1 << 18
-TABLE_BYTES_MIN = 1 << 13
 # A table with more changes than this is a stranger's whole world: telling it on would only repeat old news.
 SPREAD_MAX = 32
 
@@ -66,8 +65,10 @@ class Sync:
         self._send_table(width, differing, sender, now)
 
     def _send_table(self, width: int, differing: list[int], sender: Member, now: float) -> None:
-        """As many of the buckets as the bytes allow, at least one; the rest waits for another sync."""
-        room = max(TABLE_BYTES_MIN, min(TABLE_BYTES_MAX, self._bulk.has(now)))
+        """As many of the buckets as the bytes allow; the rest waits for another sync."""
+        room = min(TABLE_BYTES_MAX, self._bulk.has(now))
+        if room <= 0:
+            return
         self._rng.shuffle(differing)
         most = max(1, int(room * width / (MEMBER_BYTES * len(self._members.by_peer))))
         buckets = tuple(differing[:most])
@@ -81,7 +82,12 @@ class Sync:
             self._membership.hear(rumour, sender, now, in_sync=True, spread=spread)
         self._facts.merge(message.facts, sender, now)
         self._facts.hear_news(message.news, sender, now)
-        if message.is_answer or not _is_width(message.width) or len(message.buckets) > message.width:
+        if (
+            message.is_answer
+            or self._bulk.has(now) <= 0
+            or not _is_width(message.width)
+            or len(message.buckets) > message.width
+        ):
             return
         told = {rumour.peer: rumour for rumour in message.rumours}
         versions = {(ref, key): version for ref, key, version in message.news}
