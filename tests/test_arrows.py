@@ -101,6 +101,7 @@ def test_nothing_goes_out_by_itself() -> None:
         "mesh/cli/client.py",  # to the user's own peer
         "mesh/hop.py",  # to members of the mesh: a request goes to a holder of its model
         "gossip/transport.py",  # to members of the mesh, and to addresses that may be one
+        "gossip/seeds.py",  # to the addresses a person named
         "gossip/joining.py",  # to a peer that this one asks to be let in
     }
     found = {path for path in modules(*ARROWS) if (imported(path) | attributes(path)) & clients}

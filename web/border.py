@@ -146,7 +146,9 @@ async def stamp(request: web.BaseRequest, response: web.StreamResponse) -> None:
     origin = request.get(_CORS_ORIGIN)
     if origin is not None:
         response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = "x-request-id, x-llm-router-peer, x-llm-router-attempts"
+        response.headers["Access-Control-Expose-Headers"] = (
+            "x-request-id, x-llm-router-peer, x-llm-router-attempts, x-llm-router-candidates"
+        )
         response.headers["Vary"] = "Origin"
 
 
@@ -156,7 +158,7 @@ def _preflight_answer() -> web.Response:
         headers={
             "Access-Control-Allow-Methods": "GET, POST",
             "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, api-key, x-request-id, "
-            "x-llm-router-timeout, x-llm-router-priority",
+            "x-llm-router-timeout, x-llm-router-priority, x-llm-router-explain",
             "Access-Control-Max-Age": "600",
         },
     )
@@ -176,6 +178,7 @@ def _caller(facts: guards.Request, admission: Admission) -> Caller:
         is_local=admission.is_local,
         background=facts.headers.get("x-llm-router-priority", "").strip().lower() == "background",
         deadline_s=_deadline_s(facts.headers.get("x-llm-router-timeout")),
+        explain=facts.headers.get("x-llm-router-explain", "").strip() == "1",
     )
 
 

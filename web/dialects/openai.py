@@ -76,7 +76,7 @@ class OpenAIRoutes:
         view = self._resolved(call.request.model, ("embedding",))
         answer = await self._services.chat.embed(replace(call.request, model=view.id), request[CALLER])
         body = await asyncio.to_thread(embeddings_json, answer, call.request.model, call.encoding)
-        headers = {"x-llm-router-peer": _fit_for_header(self._services.state.name)}
+        headers = _who(answer.peer or self._services.state.name, answer.attempts)
         return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:
@@ -139,7 +139,7 @@ class OpenAIRoutes:
             async for chunk in chunks:
                 progress.add(chunk)
                 data = writer.text(chunk.text) if chunk.text else b""
-                if chunk.started is not None:
+                if chunk.started is not None and not progress.is_continued:
                     await stream.open(_origin_headers(chunk.started))
                     data = writer.first() + data
                 if chunk.finish_reason is not None:
@@ -148,7 +148,7 @@ class OpenAIRoutes:
                     await stream.send(data)
         progress.check_finished()
         usage = writer.usage(progress.usage) if include_usage else b""
-        await stream.send(usage + comment(f"served-by {progress.started.peer}") + DONE)
+        await stream.send(usage + comment(_served_by(progress.started)) + DONE)
 
     @asynccontextmanager
     async def _chunks(self, generation: Generation, caller: Caller) -> AsyncIterator[AsyncIterator[Chunk]]:
@@ -183,11 +183,15 @@ class _Progress:
     def __init__(self) -> None:
         self.started = Started(prompt_tokens=0, cached_tokens=0)
         self.finish_reason: FinishReason | None = None
+        self.is_continued = False  # it has started before: another peer goes on with it
         self._completion_tokens = 0
+        self._has_started = False
 
     def add(self, chunk: Chunk) -> None:
         self._completion_tokens += len(chunk.tokens)
-        self.started = chunk.started or self.started
+        if chunk.started is not None:
+            self.is_continued, self._has_started = self._has_started, True
+            self.started = chunk.started
         self.finish_reason = chunk.finish_reason or self.finish_reason
 
     def check_finished(self) -> FinishReason:
@@ -250,8 +254,22 @@ def _as_event(error: Exception, request_id: str) -> InferenceError:
 
 
 def _origin_headers(started: Started) -> dict[str, str]:
-    """Who answers, and at which try."""
-    return {"x-llm-router-peer": _fit_for_header(started.peer), "x-llm-router-attempts": str(started.attempts)}
+    """Who answers, at which try, and on request who else could have."""
+    headers = _who(started.peer, started.attempts)
+    if started.continued_on:
+        headers["x-llm-router-continued-on"] = _fit_for_header(", ".join(started.continued_on))
+    if started.candidates is not None:
+        headers["x-llm-router-candidates"] = started.candidates
+    return headers
+
+
+def _who(peer: str, attempts: int) -> dict[str, str]:
+    return {"x-llm-router-peer": _fit_for_header(peer), "x-llm-router-attempts": str(attempts)}
+
+
+def _served_by(started: Started) -> str:
+    """`served-by attic, continued-on tower`: the last thing a stream says."""
+    return ", ".join((f"served-by {started.peer}", *(f"continued-on {peer}" for peer in started.continued_on)))
 
 
 def _fit_for_header(name: str) -> str:
