@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 FIRST_QUESTION_S = (0.02, 0.12)
 """RFC 6762, section 5.2: machines switched on together do not ask all at once."""
-FIRST_PAUSES_S = (1.0, 2.0, 4.0)
+FIRST_PAUSES_S: tuple[float, ...] = (1.0, 2.0, 4.0)
 PAUSE_S = 60.0
 """Two networks that are joined by a cable find each other within this."""
 KNOWN_ANSWERS_MAX = 64

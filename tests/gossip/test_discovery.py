@@ -259,14 +259,41 @@ def test_a_real_peer_is_heard_in_a_flood_of_invented_ones(lan: Lan, tmp_path: Pa
     assert first.hears(second.peer_id, *both(second.host))
 
 
-def test_a_goodbye_in_anothers_name_is_taken_back(lan: Lan, tmp_path: Path) -> None:
+_OVERHEAR = """
+import socket, sys
+end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+end.bind(("224.0.0.251", 5353))
+group = socket.inet_aton("224.0.0.251") + socket.inet_aton(sys.argv[1])
+end.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+end.settimeout(30)
+print("ready", flush=True)
+while True:
+    data, (ip, _) = end.recvfrom(9000)
+    if ip == sys.argv[2] and data[2] & 0x80 and data[7] >= 4:  # all its records: no answer to a question
+        print("announced", flush=True)
+"""
+
+
+def test_a_peer_objects_to_a_goodbye_in_its_name(lan: Lan, tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", _OVERHEAR, lan["h4"].ip, lan["h2"].ip]
+    overhearing = lan["h4"].spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert overhearing.stdout is not None
+    assert overhearing.stdout.readline() == b"ready\n"
+    second = Node(lan["h2"], peer(2), is_quiet=True)
+    assert overhearing.stdout.readline() == b"announced\n"
+    shout(lan["h5"], [announcement(second.peer_id, bytes([10, 77, 0, 2]), 8081, ttl=0)], tmp_path)
+    assert overhearing.stdout.readline() == b"announced\n", "no objection"
+
+
+def test_who_is_said_to_have_left_is_heard_again(lan: Lan, tmp_path: Path) -> None:
     first, second = node(lan["h1"]), node(lan["h2"])
     meet(first, second)
     lan.block("h2", "h1")
     shout(lan["h5"], [announcement(second.peer_id, bytes([10, 77, 0, 2]), 8081, ttl=0)], tmp_path)
     first.until(lambda: first.hints[second.peer_id].is_removed, "the forged goodbye")
     lan.heal()
-    first.until(lambda: first.hears(second.peer_id, *both(second.host)), "the real peer, who objects")
+    first.until(lambda: first.hears(second.peer_id, *both(second.host)), "the real peer")
 
 
 # -- a machine without multicast
