@@ -222,8 +222,7 @@ class Election:
             case Scan():
                 effects += self._asked(sender, message, now)
             case ScanAnswer():
-                if not standing.is_guest:
-                    effects += self._answered(sender, message, now)
+                effects += self._answered(sender, message, now)
             case Claimed():
                 pass
         return effects + self._news()

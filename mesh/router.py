@@ -53,6 +53,7 @@ TIE_S = 0.020
 TIE_SHARE = 0.10
 # News this young is as good as knowledge: less arrives in it than a slot's worth of requests.
 FRESH_S = 0.25
+PART_S_MAX = 1e6
 METRICS_STALE_S = 120.0
 CPU_HIGH_PERCENT = 80.0
 # Bytes of weights per second, so that (rate / file size) is tokens per second. Prefill is bound by arithmetic: a file
@@ -181,6 +182,8 @@ def predicted_ttft_s(ask: Ask, candidate: Candidate) -> Scored:
         "evict_s": evict_s,
         "forward_s": 0.0 if one.is_local else one.forward_s,
     }
+    # What a peer says of itself may be nonsense; it must not spoil the order of the others.
+    parts = {name: min(PART_S_MAX, max(0.0, part)) for name, part in parts.items()}
     reason = "suspect" if one.is_suspect else "penalized" if one.is_penalized else "prefix kept" if cached else ""
     return Scored(candidate=one, score=sum(parts.values()), parts=parts, reason=reason)
 

@@ -292,6 +292,31 @@ def test_the_second_in_the_order_waits_for_the_first_but_not_for_ever() -> None:
     assert persisted(answers(election, now, b=False, d=False)) == [Claim(term=6, peer="c")]
 
 
+def test_the_first_of_those_who_lost_it_claims_though_a_better_one_hears_it() -> None:
+    election = peer("c")
+    election.disconnected("a", 0.0)
+    assert persisted(answers(election, 0.1, b=True, d=False, e=False)) == [Claim(term=6, peer="c")]
+
+
+def test_answers_to_an_earlier_scan_and_of_who_was_not_asked_count_for_nothing() -> None:
+    election = peer("b")
+    election.peers_are({**EVERYONE, "d": replace(EVERYONE["d"], is_guest=True)}, 0.0)
+    election.disconnected("a", 0.0)
+    for sender, number in (("c", 0), ("d", 1), ("a", 1)):
+        said = ScanAnswer(number=number, hears=False, may_claim=False, claim=FIVE_A)
+        election.receive(sender, said, 0.1)
+    assert persisted(election.tick(1.0)) == []
+    assert election.coordinator == Claim(term=5, peer="b", is_solo=True), "nobody answered"
+
+
+def test_only_the_coordinators_own_answer_shows_that_it_is_there() -> None:
+    election = peer()
+    election.tick(1.0)
+    election.tick(2.0)
+    election.receive("c", HeartbeatAck(claim=FIVE_A, is_in_office=True), 2.9)
+    assert messages(election.tick(3.0), Scan) == ["c", "d", "e"]
+
+
 def test_a_first_that_may_not_claim_yet_is_passed_over_at_once() -> None:
     election = peer("c")
     election.disconnected("a", 0.0)
@@ -343,6 +368,7 @@ def test_a_restarted_coordinator_takes_its_office_up_after_three_seconds_unless_
     assert election.coordinator is None
     (ack,) = [e.message for e in election.receive("b", Heartbeat(claim=FIVE_A), 1.0) if isinstance(e, Send)]
     assert ack == HeartbeatAck(claim=FIVE_A, is_in_office=False)
+    assert election.tick(2.9) == []
     assert election.tick(3.0) == [CoordinatorChanged(claim=FIVE_A)]
     replaced = peer("a", age_s=0.0)
     replaced.receive("b", Claimed(claim=Claim(term=6, peer="c")), 1.0)
@@ -441,11 +467,11 @@ def test_a_new_mesh_has_a_coordinator_after_its_first_seconds(names: str) -> Non
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_crashed_process_is_replaced_within_two_seconds(seed: int) -> None:
+def test_a_crashed_process_is_replaced_within_a_second(seed: int) -> None:
     mesh = Mesh("abcde", seed=seed)
     mesh.settle()
     mesh.crash("a")
-    mesh.run(2.0)
+    mesh.run(0.6)
     assert mesh.opinions() == {Claim(term=2, peer="b")}
     mesh.start("a")
     assert mesh.settle() == Claim(term=2, peer="b"), "it does not take its office back"
@@ -590,6 +616,7 @@ def test_a_peer_that_an_admin_pins_takes_over_once_and_comes_first_from_then_on(
     mesh.start("e")
     mesh.elections["e"].pinned_is("e", mesh.now)
     assert mesh.settle() == Claim(term=3, peer="a")
+    assert mesh.elections["e"].pinned_is("e", mesh.now) == [], "it knew that"
     mesh.crash("a")
     mesh.run(2.0)
     assert mesh.opinions() == {Claim(term=4, peer="e")}

@@ -222,6 +222,14 @@ def test_a_kept_prefix_wins_until_its_holder_is_full() -> None:
     assert "c" not in firsts(*unloaded, picks=20, ask=ask)
 
 
+def test_a_kept_prefix_is_always_in_the_draw() -> None:
+    ask = Ask(model_id="m", prompt_tokens=100, affinity={"c": 90})
+    facts: dict[str, Any] = {"prefill_tokens_per_s": 500.0, "service_s": 4.0, "metrics_age_s": 12.0, "active": 4}
+    holders = [one(peer, queued=0 if peer == "c" else 1, **facts) for peer in "abcde"]
+    assert firsts(*holders, picks=20, ask=ask) == {"c": 20}
+    assert len(firsts(*holders, picks=20)) > 2
+
+
 def test_old_news_of_one_idle_holder_does_not_make_a_herd() -> None:
     idle = one("a", metrics_age_s=12.0, service_s=4.0)
     busy = [one(peer, active=4, queued=2, metrics_age_s=12.0, service_s=4.0) for peer in "bcdefgh"]
@@ -253,8 +261,8 @@ CANDIDATES = st.lists(
         active=st.integers(0, 8),
         queued=st.integers(0, 40),
         in_flight=st.integers(0, 9),
-        prefill_tokens_per_s=st.none() | st.floats(0.0, 1e5),
-        service_s=st.none() | st.floats(0.0, 600.0),
+        prefill_tokens_per_s=st.none() | st.floats(),
+        service_s=st.none() | st.floats(),
         cpu_percent=st.none() | st.floats(0.0, 100.0),
         gpu=st.booleans(),
         gpu_percent=st.none() | st.floats(0.0, 100.0),
