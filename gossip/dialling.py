@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gossip.channel import Channel, Network, Unreachable
 from gossip.config import GossipConfig
@@ -185,10 +186,9 @@ class Dialler:
 
         tasks = [asyncio.create_task(one(address, n * STAGGER_S)) for n, address in enumerate(addresses)]
         try:
-            waiting = {*tasks}
-            while waiting and not won.done():
-                _, waiting = await asyncio.wait({*waiting, won}, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
-                waiting.discard(won)  # type: ignore[arg-type]
+            waiting: set[asyncio.Future[Any]] = {won, *tasks}
+            while not won.done() and len(waiting) > 1:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             return won.result() if won.done() else None
         finally:
             for task in tasks:

@@ -80,9 +80,7 @@ class Home:
     def move(self, roster: Roster) -> None:
         """Another mesh: nothing of the old one is kept but addresses."""
         self._roster = roster
-        self._state = MeshState(
-            mesh_id=roster.mesh_id, statements=roster.to_wire(), addresses=self._state.addresses
-        )
+        self._state = MeshState(mesh_id=roster.mesh_id, statements=roster.to_wire(), addresses=self._state.addresses)
         self._save()
 
     def leave(self, door_s: float) -> None:

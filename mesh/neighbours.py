@@ -239,7 +239,7 @@ class Neighbours:
             name=self._name_of(peer),
             addresses=addresses,
             ssl=context,
-            model=h.fact.id,
+            model_id=h.fact.id,
             sha256=h.fact.sha256 or None,
         )
 

@@ -1,10 +1,10 @@
 """One peer, from start to stop: builds every part, wires them, and ends them in the opposite order.
 
-    hardware, store -> pool -> catalog, dispatcher -> services -> listener -> control.json -> greeting
-    stop: no new connections, drain what runs, close the listener, the pool (its workers), control.json
+    hardware, store -> pool -> local holder, neighbours, dispatcher -> mesh -> services -> listener -> control.json
+    stop: others stop asking, drain or hand over what runs, goodbye, close the listener, the pool (its workers)
 
-Everything that runs beside is a task of one TaskGroup. Nothing here decides how a request is served: follow
-`mesh.dispatch` for that, and `web.app` for what can be asked.
+Nothing here decides: follow `mesh.dispatch` for how a request is served, `web.app` for what can be asked, and
+`mesh.peering` for how this peer finds and joins the others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from gossip.transport import MEMBER, PeerRoute
 from inference.engine.client import DEFAULT_WORKER, EngineClient
 from inference.hardware import GpuClaim, Hardware, detect
 from inference.models.builtin import hello_model
@@ -29,22 +31,29 @@ from mesh.catalog import Catalog, look
 from mesh.cli.greeting import Start, draining, greeting
 from mesh.config import Config
 from mesh.descriptors import room_for_connections
-from mesh.dispatch import Dispatcher, OnlyHere
+from mesh.dispatch import Dispatcher
 from mesh.errors import StartError
+from mesh.hop import HopClient
 from mesh.hosts import allowed_hosts, bound, is_loopback, lan_name, own_addresses
 from mesh.loading import SLOTS, Loading
 from mesh.local import LocalHolder
 from mesh.logs import hide
 from mesh.metrics import Metrics
+from mesh.neighbours import Neighbours
+from mesh.peering import Peering, identity_of
 from mesh.ports import port_busy
+from mesh.report import Report
 from mesh.state import State
 from mesh.version import engine_version, our_version
+from web.hop import hop_routes
 from web.listener import Listener
-from web.services import Access, ChatFacet, Limits, ModelsFacet, Services, StateFacet
+from web.services import Access, ChatFacet, HopFacet, Limits, ModelsFacet, Services, StateFacet
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
+HAND_OVER_S = 5.0
+"""What other peers asked for and what does not end by itself within this goes on elsewhere."""
 LOAD_S = 600.0
 """A model of 70 GB from a slow disk takes minutes; more than this is a fault."""
 
@@ -64,6 +73,7 @@ async def run(config: Config, *, announce: Announce) -> int:
                 await stop.asked.wait()
         except* StartError as group:  # a TaskGroup wraps what leaves it
             failure = _first(group)
+    failure = failure or stop.failure
     if failure is not None:
         raise failure
     return 0
@@ -75,9 +85,10 @@ def _first(group: BaseExceptionGroup[StartError]) -> StartError:
 
 
 class Stop:
-    """The wish to end: the first one drains, the second one does not wait."""
+    """The wish to end: the first one drains, the second one does not wait. `failure`: why it ends, if not by a wish."""
 
     def __init__(self) -> None:
+        self.failure: StartError | None = None
         self.asked = asyncio.Event()
         self.at_once = asyncio.Event()
         self.running: Callable[[], int] = lambda: 0
@@ -85,6 +96,12 @@ class Stop:
     def ask(self) -> None:
         """Ends the peer: gently, then at once."""
         (self.at_once if self.asked.is_set() else self.asked).set()
+
+    def fail(self, error: StartError) -> None:
+        """Ends the peer at once: it must not go on."""
+        self.failure = self.failure or error
+        self.asked.set()
+        self.at_once.set()
 
     @contextlib.contextmanager
     def on_signals(self, announce: Announce) -> Iterator[None]:
@@ -137,41 +154,110 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
     async with Pool(start=start, bytes_needed=loading.bytes_needed, limits=limits, observe=metrics.pool_event) as pool:
         catalog = Catalog(store=store, builtin=hello_model(), pool=pool, has_engine=loading.has_engine)
         local = LocalHolder(pool=pool, resolve=catalog.resolve, slots=config.slots or SLOTS)
-        dispatcher = Dispatcher(local=local, holders=OnlyHere(catalog.view, name=config.name), metrics=metrics)
-        stop.running = lambda: len(dispatcher.active())
-        state = State(
-            config=config, hardware=hardware, engine=engine, catalog=catalog, dispatcher=dispatcher, pool=pool
+        parts = _Parts(config, hardware, engine, loading, pool, catalog, local, metrics, stop, announce)
+        async with parts.hop as _, _listening(parts) as (listener, state):
+            fresh = tasks.create_task(catalog.keep_fresh(), name="catalog")
+            try:
+                async with parts.peering.taking_part(listener.port, parts.peer_routes()):
+                    found = _published(config, listener, parts.token)
+                    state.is_ready = True
+                    start_of = _start(config, hardware, engine, found.url, listener.port, len(store.list()))
+                    announce(greeting(replace(start_of, mesh=parts.peering.greeting())))
+                    log.info("ready", extra={"url": found.url, "version": our_version(), "engine": engine})
+                    try:
+                        yield
+                    finally:
+                        state.is_ready = False
+                        await parts.drained()
+                        await listener.close(0 if stop.at_once.is_set() else 1.0)
+                        control.withdraw(config.data_dir, found)
+            finally:
+                fresh.cancel()
+        log.info("stopped")
+
+
+class _Parts:
+    """What a peer is made of, beside its listener."""
+
+    def __init__(
+        self,
+        config: Config,
+        hardware: Hardware,
+        engine: str | None,
+        loading: Loading,
+        pool: Pool,
+        catalog: Catalog,
+        local: LocalHolder,
+        metrics: Metrics,
+        stop: Stop,
+        announce: Announce,
+    ) -> None:
+        identity = identity_of(config.data_dir)
+        self.config, self.hardware, self.engine, self.metrics = config, hardware, engine, metrics
+        self.pool, self.catalog, self.local, self.stop = pool, catalog, local, stop
+        self.port = 0
+        has_gpu = any(gpu.is_usable for gpu in hardware.gpus)
+        self.report = Report(
+            catalog=catalog,
+            pool=pool,
+            local=local,
+            loading=loading,
+            hardware=hardware,
+            engine=engine,
+            max_loaded=config.max_loaded_models,
+            serves=has_gpu or config.allow_no_gpu is not False,
+            client_port=lambda: self.port,
         )
+        self.neighbours = Neighbours(
+            me=identity.peer_id,
+            own=self.report,
+            clock=asyncio.get_running_loop().time,
+            name_of=lambda peer: self.peering.overview.name_of(peer),
+            context_of=lambda peer: self.peering.tls.client_context(peer),
+        )
+        self.peering = Peering(
+            config=config,
+            identity=identity,
+            neighbours=self.neighbours,
+            report=self.report,
+            announce=announce,
+            fail=stop.fail,
+            is_draining=stop.asked.is_set,
+        )
+        self.hop = HopClient(probe=self.peering.agent.probe, reported=self.neighbours.reported)
+        self.dispatcher = Dispatcher(
+            local=local,
+            holders=self.neighbours,
+            metrics=metrics,
+            hop=self.hop,
+            mode=config.load_balancer_mode,
+        )
+        stop.running = lambda: len(self.dispatcher.active())
         metrics.watch(
-            active=lambda: len(dispatcher.active()),
-            queued=dispatcher.queued,
+            active=lambda: len(self.dispatcher.active()),
+            queued=self.dispatcher.queued,
             models_loaded=lambda: sum(s.state == "loaded" for s in pool.states()),
         )
-        token = control.new_token()
-        hide(token)
-        services = _services(config, dispatcher, catalog, state, metrics, token, stop)
-        listener = await _listening(config, services)
-        fresh = tasks.create_task(catalog.keep_fresh(), name="catalog")
-        found = control.publish(
-            config.data_dir,
-            port=listener.port,
-            # loopback is always bound beside another address, unless any free port was asked for
-            url=control.local_url("127.0.0.1" if config.port or not config.open else config.host, listener.port),
-            version=our_version(),
-            token=token,
-        )
-        state.is_ready = True
-        announce(greeting(_start(config, hardware, engine, found.url, listener.port, len(store.list()))))
-        log.info("ready", extra={"url": found.url, "version": our_version(), "engine": engine})
-        try:
-            yield
-        finally:
-            state.is_ready = False
-            await _drained(dispatcher, stop)
-            await listener.close(0 if stop.at_once.is_set() else 1.0)
-            fresh.cancel()
-            control.withdraw(config.data_dir, found)
-            log.info("stopped")
+        self.token = control.new_token()
+        hide(self.token)
+
+    def peer_routes(self) -> list[PeerRoute]:
+        """What other peers may ask of this one."""
+        facet = HopFacet(generate=self.local.generate, embed=self.local.embed, load=self.report.load_bytes)
+        _, routes = hop_routes(facet, Limits(), lambda request: request[MEMBER])
+        return routes
+
+    async def drained(self) -> None:
+        """Lets what runs end, at most DRAIN_S, or until the second wish to stop; others' work goes on elsewhere."""
+        self.peering.drain()
+        drain = asyncio.create_task(self.dispatcher.drain(DRAIN_S))
+        hurry = asyncio.create_task(self.stop.at_once.wait())
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED, timeout=HAND_OVER_S)
+        self.local.hand_over()
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, hurry):
+            task.cancel()
+        await asyncio.gather(drain, hurry, return_exceptions=True)
 
 
 async def _started(
@@ -180,41 +266,56 @@ async def _started(
     return await EngineClient.start(loading.spec(model), worker=worker, timeout_s=LOAD_S, on_progress=on_progress)
 
 
-async def _listening(config: Config, services: Services) -> Listener:
+@contextlib.asynccontextmanager
+async def _listening(parts: _Parts) -> AsyncIterator[tuple[Listener, State]]:
+    """The listener for clients, open; and what the peer says of itself."""
+    config = parts.config
+    state = State(
+        config=config,
+        hardware=parts.hardware,
+        engine=parts.engine,
+        catalog=parts.catalog,
+        dispatcher=parts.dispatcher,
+        pool=parts.pool,
+    )
     also = (config.bind_address, config.node_port) if config.node_port else None
     addresses = bound(host=config.host, port=config.port, is_open=config.open, also=also)
-    listener = Listener(services, addresses)
+    listener = Listener(_services(parts, state), addresses)
     try:
         await listener.start()
     except OSError as error:
         port = next((p for _, p in addresses if p), config.port)
         raise await asyncio.to_thread(port_busy, port) from error
-    return listener
+    parts.port = listener.port
+    try:
+        yield listener, state
+    finally:
+        await listener.close(0)
 
 
-async def _drained(dispatcher: Dispatcher, stop: Stop) -> None:
-    """Lets what runs end, at most DRAIN_S, or until the second wish to stop."""
-    drain = asyncio.create_task(dispatcher.drain(DRAIN_S))
-    hurry = asyncio.create_task(stop.at_once.wait())
-    await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, hurry):
-        task.cancel()
-    await asyncio.gather(drain, hurry, return_exceptions=True)
+def _published(config: Config, listener: Listener, token: str) -> control.Control:
+    return control.publish(
+        config.data_dir,
+        port=listener.port,
+        # loopback is always bound beside another address, unless any free port was asked for
+        url=control.local_url("127.0.0.1" if config.port or not config.open else config.host, listener.port),
+        version=our_version(),
+        token=token,
+    )
 
 
-def _services(
-    config: Config, dispatcher: Dispatcher, catalog: Catalog, state: State, metrics: Metrics, token: str, stop: Stop
-) -> Services:
+def _services(parts: _Parts, state: State) -> Services:
     """What the HTTP surface is given."""
+    config, catalog, report = parts.config, parts.catalog, parts.report
     return Services(
-        chat=ChatFacet(generate=dispatcher.generate, embed=dispatcher.embed),
+        chat=ChatFacet(generate=parts.dispatcher.generate, embed=parts.dispatcher.embed),
         models=ModelsFacet(
-            list=catalog.views,
-            resolve=catalog.view,
-            load=catalog.load,
-            unload=catalog.unload,
-            import_file=catalog.import_file,
-            remove=catalog.remove,
+            list=parts.neighbours.views,
+            resolve=parts.neighbours.resolve,
+            load=report.after(catalog.load),
+            unload=report.after(catalog.unload),
+            import_file=report.after(catalog.import_file),
+            remove=report.after(catalog.remove),
         ),
         state=StateFacet(
             name=config.name,
@@ -222,18 +323,19 @@ def _services(
             ready=lambda: state.is_ready,
             status=state.status,
             ps=state.ps,
-            metrics=metrics.render,
-            observe=metrics.http_request,
+            metrics=parts.metrics.render,
+            observe=parts.metrics.http_request,
         ),
         access=Access(
             hosts=allowed_hosts([*config.allowed_hosts, config.ip or "", config.host], own_addresses()),
             origins=frozenset(config.allowed_origins),
             loopback=config.loopback,
             open_to_lan=config.open,
-            control_token=token,
+            control_token=parts.token,
         ),
+        mesh=parts.peering.facet,
         limits=Limits(connections=room_for_connections(Limits().connections)),
-        stop=stop.ask,
+        stop=parts.stop.ask,
     )
 
 

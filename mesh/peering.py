@@ -3,14 +3,15 @@
     identity, home -> tls -> peer port -> agent -> meeting -> discovery, seeds, run dir
     stop: draining told, work handed over, goodbye, discovery, agent, peer port
 
-Nothing is decided here: who belongs is gossip.roster's, who is alive gossip.core's, who joins whom gossip.admission's. What
-people read of it is mesh.overview's, what they do to it mesh.governing's.
+Nothing is decided here: who belongs is gossip.roster's, who is alive gossip.core's, who joins whom gossip.admission's.
+What people read of it is mesh.overview's, what they do to it mesh.governing's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import time
@@ -178,11 +179,22 @@ class Peering:
         """Where other machines reach this peer."""
         return tuple(interfaces.joined(host, self.port.port) for host in self._choice.advertised)
 
+    def greeting(self) -> str:
+        """Where this peer stands with other machines, in words."""
+        members = len(self.home.roster.members)
+        left = self.home.door_seconds_left()
+        if members > 1:
+            return f"{self.home.mesh_name}, {members} machines: llm-router peers"
+        if left > 0:
+            return "alone so far; " + news.door_open(left)
+        return "alone; " + news.door_open(0)
+
     # -- life
 
     @asynccontextmanager
     async def taking_part(self, client_port: int, routes: Sequence[PeerRoute]) -> AsyncIterator[None]:
         """In the mesh while the block runs; leaves with a goodbye. `routes`: what mesh serves to members."""
+        config = self._config
         self._client_port = client_port
         self.port.add(routes)
         await self._listen(client_port)
@@ -191,7 +203,7 @@ class Peering:
         self._tell_door()
         tasks = [
             asyncio.create_task(self.agent.run(), name="gossip"),
-            asyncio.create_task(self._report.keep_told(self.agent.set_fact, self._config.heartbeat_secs), name="report"),
+            asyncio.create_task(self._report.keep_told(self.agent.set_fact, config.heartbeat_secs), name="report"),
             asyncio.create_task(self.meeting.run(), name="meeting"),
             asyncio.create_task(self._watch_interfaces(), name="interfaces"),
             asyncio.create_task(self._watch_house(), name="housemates"),
@@ -203,8 +215,8 @@ class Peering:
             await self._discover(client_port)
             if self._seeds is not None:
                 tasks.append(asyncio.create_task(self._seeds.run(self._offered), name="seeds"))
-            if self._config.join is not None:
-                self.meeting.join_soon(self._config.join.reveal())
+            if config.join is not None:
+                self.meeting.join_soon(config.join.reveal())
             yield
         finally:
             await self._goodbye(tasks)
@@ -232,9 +244,7 @@ class Peering:
 
     async def _discover(self, client_port: int) -> None:
         config = self._config
-        self._run_dir.publish(
-            Housemate(peer=self.agent.me, port=self.port.port, pid=_pid(), secret=self._secret)
-        )
+        self._run_dir.publish(Housemate(peer=self.agent.me, port=self.port.port, pid=os.getpid(), secret=self._secret))
         if config.mdns:
             self._discovery = Discovery(
                 me=self.agent.me,
@@ -401,9 +411,3 @@ def identity_of(data_dir: Path) -> Identity:
         raise StartError(error.what, fix=error.fix) from None
     except GossipError as error:
         raise StartError(str(error)) from None
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()

@@ -1,14 +1,15 @@
 """What this peer says of itself: its inventory and its load, as values of mesh.facts, and told to the mesh.
 
-Sampled twice a second (CPU, memory, GPU) and read from the pool and the local holder when asked. A load goes out when it
-changed enough to matter to a router, and at least every `heartbeat_s`; an inventory only when it changed.
+Sampled twice a second (CPU, memory, GPU) and read from the pool and the local holder when asked. A load goes out when
+it changed enough to matter to a router, and at least every `heartbeat_s`; an inventory only when it changed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+import functools
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, Protocol, TypeVar
 
 import psutil
 
@@ -33,6 +34,9 @@ from mesh.facts import (
 from mesh.loading import SLOTS, Loading
 from mesh.local import LocalHolder
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SAMPLE_S = 0.5
 INVENTORY_S = 1.0
 PERCENT_STEP = 5.0
@@ -46,7 +50,7 @@ class Tell(Protocol):
 
 
 class Report:
-    """`Own` of mesh.neighbours. `serves` False: this machine only routes (LLM_NODE_ALLOW_NO_GPU=false without a GPU)."""
+    """`Own` of mesh.neighbours. `serves` False: it only routes (LLM_NODE_ALLOW_NO_GPU=false and no GPU)."""
 
     def __init__(
         self,
@@ -84,6 +88,18 @@ class Report:
             self._looked_at = now
             self._inventory = self._look()
         return self._inventory
+
+    def after(self, call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        """`call`, after which the inventory is looked at anew: whoever imported a model may ask it at once."""
+
+        @functools.wraps(call)
+        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return await call(*args, **kwargs)
+            finally:
+                self._inventory = None
+
+        return wrapped
 
     def load(self) -> Load:
         """How busy it is at this moment."""
