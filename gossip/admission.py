@@ -34,6 +34,7 @@ WAITING_MAX = 5
 WAITING_S = 600.0
 BEGUN_MAX = 32
 """Requests between their two steps, all modes: a mesh of 30 machines that start at once fits."""
+BEGUN_FROM_ONE_MAX = 4
 BEGUN_S = 10.0
 DENIED_S = 3600.0
 DENIED_MAX = 1024
@@ -100,7 +101,7 @@ class Admission:
     # -- requests
 
     def begin(self, asked: Asked, now: float) -> None:
-        """The first step. Who asks again replaces what it asked before.
+        """The first step. Nothing is proved yet, so nothing of anybody else's gives way to it.
 
         Raises JoinDenied for a key that was denied within the hour (tokens and this machine's own user excepted),
         JoinBusy for a sixth that would wait for a person, a second from one address, or too many at once.
@@ -109,18 +110,11 @@ class Admission:
         if asked.mode in ("door", "ask") and asked.peer_id in self._denied:
             minutes = max(1, round((self._denied[asked.peer_id] - now) / 60))
             raise JoinDenied(f"a member of this mesh denied this machine; it may ask again in {minutes} minutes")
-        others = [x for x in (*self._begun.values(), *self._waiting.values()) if x.peer_id != asked.peer_id]
-        if asked.mode == "ask":
-            before_people = [x for x in others if x.mode == "ask" and x.answer is None]
-            if any(x.source == asked.source for x in before_people):
-                raise JoinBusy("another machine at this address already asks to join")
-            if len(before_people) >= WAITING_MAX:
-                raise JoinBusy(f"{WAITING_MAX} machines already ask to join this mesh: try again later")
-        if sum(x.id in self._begun for x in others) >= BEGUN_MAX:
+        begun = self._begun.values()
+        if len(begun) >= BEGUN_MAX or sum(x.source == asked.source for x in begun) >= BEGUN_FROM_ONE_MAX:
             raise JoinBusy("too many machines join at this moment: try again")
-        for table in (self._begun, self._waiting):
-            for old in [x.id for x in table.values() if x.peer_id == asked.peer_id]:
-                del table[old]
+        if asked.mode == "ask":
+            self._check_room(asked)
         self._begun[asked.id] = asked
 
     def reveal(self, request_id: str, nonce: bytes, member_certificate: bytes, now: float) -> Asked:
@@ -138,8 +132,14 @@ class Admission:
         return dataclasses.replace(asked, digits=digits)
 
     def wait(self, asked: Asked, now: float) -> Asked:
-        """From now on the request is before people, for ten minutes."""
+        """From now on the request is before people, for ten minutes, in place of an older one of the same key.
+
+        Only for a key that has proved itself. Raises JoinBusy as `begin` does: others may have come meanwhile.
+        """
+        self._forget(now)
+        self._check_room(asked)
         waiting = dataclasses.replace(asked, expires_at=now + WAITING_S)
+        self._waiting = {key: x for key, x in self._waiting.items() if x.peer_id != asked.peer_id}
         self._waiting[asked.id] = waiting
         return waiting
 
@@ -148,26 +148,23 @@ class Admission:
         self._forget(now)
         return tuple(x for x in self._waiting.values() if x.answer is None)
 
-    def answered(self, who: str, is_approved: bool, now: float) -> Asked:
-        """The request with this id or these digits, answered by a person. A denial blocks its key for an hour.
-
-        Raises UnknownPeer when nobody waits under that name, or two do.
-        """
+    def found(self, who: str, now: float) -> Asked:
+        """The waiting request with this id or these digits. Raises UnknownPeer when none has them, or several do."""
         wanted = "".join(who.split())
         found = [x for x in self.waiting(now) if x.id == who or x.digits.replace(" ", "") == wanted]
-        if len(found) != 1:
-            raise UnknownPeer(
-                f"{len(found)} machines with these digits ask to join: name the request by its id"
-                if found
-                else "no machine with these digits or this id asks to join"
-            )
-        asked = dataclasses.replace(found[0], answer=is_approved)
-        self._waiting[asked.id] = asked
+        if not found:
+            raise UnknownPeer("no machine with these digits or this id asks to join")
+        if len(found) > 1:
+            raise UnknownPeer(f"{len(found)} machines with these digits ask to join: name the request by its id")
+        return found[0]
+
+    def answer(self, asked: Asked, is_approved: bool, now: float) -> None:
+        """What a person said. A denial blocks the key for an hour."""
+        self._waiting[asked.id] = dataclasses.replace(asked, answer=is_approved)
         if not is_approved:
             while len(self._denied) >= DENIED_MAX:
                 del self._denied[next(iter(self._denied))]
             self._denied[asked.peer_id] = now + DENIED_S
-        return asked
 
     def polled(self, request_id: str, now: float) -> Asked:
         """The request as it stands: answered with yes, or not yet. Raises JoinDenied, JoinExpired."""
@@ -209,6 +206,13 @@ class Admission:
             if fits(token) and token.uses_left > 0 and token.expires_at > now_s:
                 return token
         raise TokenRefused("the token is wrong, used up or too old: make another with `llm-router invite`")
+
+    def _check_room(self, asked: Asked) -> None:
+        others = [x for x in self._waiting.values() if x.answer is None and x.peer_id != asked.peer_id]
+        if any(x.source == asked.source for x in others):
+            raise JoinBusy("another machine at this address already asks to join")
+        if len(others) >= WAITING_MAX:
+            raise JoinBusy(f"{WAITING_MAX} machines already ask to join this mesh: try again later")
 
     def _forget(self, now: float) -> None:
         self._begun = {key: asked for key, asked in self._begun.items() if asked.expires_at > now}

@@ -91,10 +91,13 @@ class Tls:
         return context
 
 
-def stranger_context() -> ssl.SSLContext:
-    """A client that shows no certificate and takes any, for `/join/*` only."""
+def stranger_context(certificate: bytes | None = None) -> ssl.SSLContext:
+    """A client that shows no certificate, for `/join/*` only. It takes any, or exactly the one given."""
     context = _bare(ssl.PROTOCOL_TLS_CLIENT)
-    context.verify_mode = ssl.CERT_NONE
+    if certificate is None:
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(cadata=certificate)
     return context
 
 
