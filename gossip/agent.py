@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gossip.channel import Channel, Network
+from gossip.channel import Channel, Network, Unreachable
 from gossip.codec import CodecError
 from gossip.config import GossipConfig
 from gossip.core import Core
@@ -152,17 +152,40 @@ class Agent:
 
     async def adopt(self, roster: Roster) -> None:
         """Moves to the mesh of `roster`, which has this peer in it. The old members are told where to."""
-        old = list(self._links.values())
         moved = framed(Moved(mesh_id=roster.mesh_id, addresses=self._about.addresses))
-        for link in old:
+        for link in self._links.values():
             link.put(moved, self._now())
-        self._carry(self._core.leave(self._now()))
-        await asyncio.gather(*(link.flushed(1.0) for link in old))
-        for link in old:
-            self._drop(link)
+        await self._said_goodbye()
         self._home.move(roster)
+        self._changed_mesh()
+
+    async def leave_for(self, go: Callable[[], None]) -> None:
+        """Out of this mesh; `go` puts the home into another one."""
+        await self._said_goodbye()
+        go()
+        self._changed_mesh()
+
+    async def _said_goodbye(self) -> None:
+        links = list(self._links.values())
+        self._carry(self._core.leave(self._now()))
+        await asyncio.gather(*(link.flushed(1.0) for link in links))
+        for link in links:
+            self._drop(link)
+
+    def _changed_mesh(self) -> None:
         self._core = self._new_core()
         self._changed_roster()
+
+    async def look_for_clone(self, address: str) -> None:
+        """Whoever has this peer's identity there, and came later, is told so; or this one is."""
+        try:
+            channel = await self._network.dial(self.me, address, HELLO_S)
+        except Unreachable:
+            return
+        try:
+            await self._greeted(channel)
+        finally:
+            await channel.close()
 
     # -- what others may ask
 

@@ -30,7 +30,7 @@ from gossip.frames import Hello
 from gossip.hints import Hint
 from gossip.home import Home, word_in, word_out
 from gossip.identity import Identity, load_or_create, short
-from gossip.meeting import Meeting
+from gossip.meeting import Meeting, Said
 from gossip.member import About
 from gossip.roster import Roster
 from gossip.rundir import Housemate, RunDir
@@ -129,10 +129,17 @@ class Peering:
             name=config.name,
             home=self.home,
             agent=self.agent,
-            tls=self.tls,
+            network=self.port,
             secret=self._secret,
             addresses=self.addresses,
-            said=self._said,
+            said=Said(
+                asking=lambda mesh, members, digits: self._say(news.found(mesh, members, digits)),
+                not_joined=lambda mesh, reason: self._say(news.not_joined(mesh, reason)),
+                joined=lambda mesh, members: self._say(news.joined(mesh, members)),
+                asked=lambda name, digits, address: self._say(news.asked(name, digits, address)),
+                admitted=lambda name, short_id, via: self._say(news.admitted(name, short_id, via)),
+            ),
+            now_s=time.time,
             rng=random.Random(self._rng.getrandbits(64)),
         )
         self.port.add(self.meeting.routes())
@@ -397,7 +404,7 @@ class Peering:
         self.overview.wrong_versions[peer] = hello.version
         self._announce(news.wrong_version(self.overview.name_of(peer), hello.version, our_version()))
 
-    def _said(self, line: str) -> None:
+    def _say(self, line: str) -> None:
         """What happened with strangers, in words."""
         log.info(line.splitlines()[0])
         self._announce(line)

@@ -1,0 +1,593 @@
+"""Strangers: who they are, whether one mesh moves into the other, and who asks to come in.
+
+Hints (mDNS, seeds, the run dir, members that moved) name an address. Who answers there says which mesh it is of, and
+gossip.admission decides what that means: nothing, come in by its open door, or ask. Requests to join stand in a fact of
+the member that was asked, so that every member can say yes (it signs) or no (it says so in a fact of its own).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from gossip import joiner
+from gossip.admission import Admission, Token, is_token, plan
+from gossip.agent import Agent
+from gossip.channel import Network, Unreachable
+from gossip.codec import CodecError, pack, unpack
+from gossip.errors import (
+    BadCertificate,
+    GossipError,
+    JoinBusy,
+    JoinDenied,
+    JoinError,
+    JoinExpired,
+    NotAllowed,
+    TokenRefused,
+    UnknownPeer,
+)
+from gossip.home import Home
+from gossip.identity import Identity, peer_id_of, short
+from gossip.interfaces import joined as joined_address
+from gossip.interfaces import split
+from gossip.joining import JoinServer, Welcome
+from gossip.roster import Roster
+from gossip.rundir import Housemate
+from gossip.transport import PeerRoute
+
+log = logging.getLogger(__name__)
+
+JOINS = "joins"
+PEER_PORT = 8081
+HINTS_MAX = 64
+"""Addresses waiting to be asked; more are dropped, they come again."""
+AT_ONCE = 4
+AGAIN_S = 2.0
+"""A young mesh asks an address again after this: machines started together must find each other in seconds."""
+AGAIN_OLD_S = 60.0
+CLONE_CHECK_S = 10.0
+ENDED_SHOWN_S = 15.0
+"""How long the end of a request to join is told."""
+ASK_AGAIN_S = 600.0
+MEET_S = 10.0
+ADDRESSES_OF_ONE_MAX = 4
+DENIED_MAX = 64
+ANNOUNCED_MAX = 256
+TELL_S = 5.0
+
+
+class AlreadyMember(JoinError):
+    """This machine is in a mesh with others, or in that very one."""
+
+    code: ClassVar[str] = "already_member"
+
+
+class JoinFailed(JoinError):
+    """The machine at that address did not let this one in; the reason is its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What people should hear; each takes what it is about."""
+
+    asking: Callable[[str, int, str], None] = lambda mesh, members, digits: None
+    not_joined: Callable[[str, str], None] = lambda mesh, reason: None
+    joined: Callable[[str, int], None] = lambda mesh, members: None
+    asked: Callable[[str, str, str], None] = lambda name, digits, address: None
+    admitted: Callable[[str, str, str], None] = lambda name, short_id, via: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """A machine that asks to join, as a fact tells it to all members."""
+
+    id: str
+    name: str
+    certificate: bytes
+    digits: str
+    address: str
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joins:
+    """The fact: who asks at this peer, and to whom (ids of requests anywhere) this peer said no."""
+
+    askers: tuple[Asker, ...] = ()
+    denied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """This peer's own wish to join. `state`: asking, denied, expired or failed."""
+
+    state: str
+    name: str
+    members: int
+    digits: str | None = None
+    until: float = 0.0
+    reason: str | None = None
+
+
+class Meeting:
+    """One peer's dealings with strangers. `run` until cancelled; all methods belong to that loop."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        name: str,
+        home: Home,
+        agent: Agent,
+        network: Network,
+        secret: str,
+        addresses: Callable[[], tuple[str, ...]],
+        said: Said,
+        now_s: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        """`secret` is that of the run dir; `addresses` where this peer is reached; `said` hears what people should."""
+        self._identity = identity
+        self._name = name
+        self._home = home
+        self._agent = agent
+        self._network = network
+        self._addresses = addresses
+        self._said = said
+        self._now_s = now_s
+        self._rng = rng
+        self._loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[str] = asyncio.Queue(HINTS_MAX)
+        self._queued: set[str] = set()
+        self._next: dict[str, float] = {}
+        self._moving = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
+        self._joining: Joining | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._denied: tuple[str, ...] = ()
+        self._told: bytes = b""
+        self._clones_checked: dict[str, float] = {}
+        self._announced: set[str] = set()
+        self._server = JoinServer(
+            identity=identity,
+            roster=lambda: home.roster,
+            summary=home.summary,
+            mesh_name=lambda: home.mesh_name,
+            admission=Admission(home.tokens),
+            admitted=self._admitted,
+            tokens=home.set_tokens,
+            now=self._loop.time,
+            now_s=now_s,
+            local_secret=secret,
+            door_state=lambda: "guest" if home.is_claimed else "active",
+            is_closed=lambda: agent.is_leaving,
+            changed=self._tell,
+        )
+
+    def routes(self) -> list[PeerRoute]:
+        """For the peer port; open to strangers."""
+        return self._server.routes()
+
+    async def run(self) -> None:
+        """Asks the addresses that hints name, a few at a time."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(AT_ONCE):
+                    tasks.create_task(self._ask_hinted())
+                tasks.create_task(self._keep_told())
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- hints
+
+    def hinted(self, addresses: Sequence[str], mesh: str) -> None:
+        """Somebody of another mesh (the beginning of its id) may be at one of these."""
+        if mesh and self._home.roster.mesh_id.startswith(mesh):
+            return  # a member to be: its entry is on the way
+        now = self._loop.time()
+        for address in addresses[:ADDRESSES_OF_ONE_MAX]:
+            if now >= self._next.get(address, 0.0) and address not in self._queued and not self._inbox.full():
+                self._queued.add(address)
+                self._inbox.put_nowait(address)
+
+    async def offered(self, address: str) -> bool:
+        """A seed leads here. True when a member of this mesh answers."""
+        if self._is_linked(address):
+            return True
+        try:
+            welcome = await joiner.hello(address, self._joiner())
+        except JoinError as error:
+            log.debug("a seed does not answer", extra={"address": address, "reason": str(error)})
+            return False
+        if welcome.summary.mesh_id == self._home.roster.mesh_id:
+            return await self._is_member_at(address)
+        await self._meet(address, welcome)
+        return welcome.summary.mesh_id == self._home.roster.mesh_id
+
+    def housemate(self, mate: Housemate) -> None:
+        """Another peer of this user on this machine."""
+        now = self._loop.time()
+        if now >= self._next.get(mate.address, 0.0):
+            self._next[mate.address] = now + AGAIN_S
+            self._spawn(self._meet_housemate(mate))
+
+    def suspect_clone(self, addresses: Sequence[str]) -> None:
+        """This peer's own name is announced from elsewhere: who is there?"""
+        now = self._loop.time()
+        for address in addresses[:ADDRESSES_OF_ONE_MAX]:
+            if now >= self._clones_checked.get(address, 0.0) and len(self._clones_checked) < HINTS_MAX:
+                self._clones_checked[address] = now + CLONE_CHECK_S
+                self._spawn(self._agent.look_for_clone(address))
+
+    # -- people
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Who asks to join, at any member."""
+        now_s = self._now_s()
+        return [
+            {
+                "id": asker.id,
+                "name": asker.name,
+                "digits": asker.digits,
+                "seconds_left": round(max(0.0, asker.until_s - now_s), 1),
+                "address": asker.address,
+            }
+            for asker in self._askers()
+        ]
+
+    def joining(self) -> dict[str, Any] | None:
+        """This peer's own request to join, while it waits and shortly after."""
+        mine, now = self._joining, self._loop.time()
+        if mine is None or now > mine.until + (0.0 if mine.state == "asking" else ENDED_SHOWN_S):
+            return None
+        return {
+            "state": mine.state,
+            "name": mine.name,
+            "members": mine.members,
+            "digits": mine.digits,
+            "seconds_left": round(max(0.0, mine.until - now), 1),
+            "reason": mine.reason,
+        }
+
+    async def approve(self, who: str) -> dict[str, Any]:
+        """Lets in who shows these digits, wherever it asked. Raises UnknownPeer, NotAllowed."""
+        asker = self._found(who)
+        roster = self._home.roster.admit(self._identity, asker.certificate, asker.name, "ask", "active", self._now_s())
+        self._admitted(roster, peer_id_of(asker.certificate))
+        return {"id": asker.id, "name": asker.name}
+
+    async def deny(self, who: str) -> dict[str, Any]:
+        """Refuses it; its key may not ask again for an hour. Raises UnknownPeer."""
+        asker = self._found(who)
+        if any(asked.id == asker.id for asked in self._server.waiting()):
+            self._server.deny(asker.id)
+        else:
+            self._denied = (*self._denied, asker.id)[-DENIED_MAX:]
+            self._tell()
+        return {"id": asker.id, "name": asker.name}
+
+    def invite(self, uses: int, seconds: float) -> tuple[str, float]:
+        """The line of a new token, and until when it is good (unix seconds). Raises NotAllowed."""
+        if not self._home.roster.is_signer(self._identity.peer_id):
+            raise NotAllowed("a guest cannot invite: it signs nothing")
+        token = self._server.invite(uses=uses, seconds=seconds, addresses=self._addresses())
+        return token.line, self._now_s() + seconds
+
+    async def join(self, to: str) -> dict[str, Any]:
+        """Joins by a token's line, or asks the member at an address. Raises JoinError."""
+        self._require_free()
+        if is_token(to):
+            token = Token.parse(to)
+            if token.mesh_id == self._home.roster.mesh_id:
+                raise AlreadyMember("this machine is in that mesh already")
+            async with self._moving:
+                await self._move(await joiner.join_by_token(token, self._joiner()))
+            return self._joined_answer()
+        address = _address_of(to)
+        welcome = await joiner.hello(address, self._joiner(), is_wanted=True)
+        if welcome.summary.mesh_id == self._home.roster.mesh_id:
+            raise AlreadyMember("this machine is in that mesh already")
+        return await self._knock(address, is_wanted=True)
+
+    def join_soon(self, line: str) -> None:
+        """Joins by the token of LLM_ROUTER_JOIN, as soon as that mesh answers; nothing if this peer is in it."""
+        self._spawn(self._join_by_setting(line))
+
+    async def leave(self) -> None:
+        """Out of the mesh, into one of its own with its door shut: who leaves does not want back in by itself."""
+        async with self._moving:
+            await self._agent.leave_for(lambda: self._home.leave(0.0))
+
+    # -- what others tell
+
+    def fact_changed(self, peer: str, key: str) -> None:
+        """Another member tells who asks it to join, and whom it denied."""
+        if key != JOINS:
+            return
+        mine = {asked.id for asked in self._server.waiting()}
+        for request in self._joins_of(peer).denied:
+            if request in mine:
+                self._server.deny(request)
+        for asker in self._joins_of(peer).askers:
+            self._say_asked(asker)
+
+    def roster_changed(self, roster: Roster) -> None:
+        """Somebody was let in by another member: whoever asked here hears it."""
+        for asked in self._server.waiting():
+            if asked.peer_id in roster.members:
+                self._server.approve(asked.id)
+
+    # -- meeting
+
+    async def _ask_hinted(self) -> None:
+        while True:
+            address = await self._inbox.get()
+            self._queued.discard(address)
+            again = AGAIN_S if self._home.is_young else AGAIN_OLD_S
+            self._next[address] = self._loop.time() + again * (0.75 + 0.5 * self._rng.random())
+            if len(self._next) > 4 * HINTS_MAX:
+                self._next.pop(next(iter(self._next)))
+            try:
+                async with asyncio.timeout(MEET_S):
+                    welcome = await joiner.hello(address, self._joiner())
+                    if welcome.summary.mesh_id != self._home.roster.mesh_id:
+                        await self._meet(address, welcome)
+            except (GossipError, TimeoutError) as error:
+                log.debug("a stranger was not met", extra={"address": address, "reason": str(error)[:200]})
+
+    async def _meet(self, address: str, welcome: Welcome) -> None:
+        """Joins if the rule says so, on the numbers as they are now. Raises JoinError."""
+        how = plan(self._home.summary(), welcome.summary)
+        if how == "door":
+            async with self._moving:
+                if plan(self._home.summary(), welcome.summary) == "door":
+                    await self._move(await joiner.join(address, self._joiner()))
+        elif how == "ask" and self._asking is None:
+            await self._knock(address, is_wanted=False)
+
+    async def _meet_housemate(self, mate: Housemate) -> None:
+        try:
+            welcome = await joiner.hello(mate.address, self._joiner())
+            theirs = replace(welcome.summary, door_open=True)
+            mine = self._home.summary()
+            if mine.members == 1 and not self._home.word.is_mature:
+                mine = replace(mine, is_young=True)
+            if plan(mine, theirs) != "door":
+                return
+            async with self._moving:
+                await self._move(
+                    await joiner.join_on_this_machine(mate.address, mate.peer, mate.secret, self._joiner())
+                )
+        except GossipError as error:
+            log.debug("a housemate was not joined", extra={"peer": short(mate.peer), "reason": str(error)[:200]})
+
+    async def _knock(self, address: str, *, is_wanted: bool) -> dict[str, Any]:
+        """By the door, or asks; answers as soon as people of the other mesh are asked."""
+        if self._asking is not None:
+            raise JoinBusy("this machine already asks to join a mesh")
+        asked: asyncio.Future[None] = self._loop.create_future()
+        self._asking = self._spawn(self._knocked(address, asked, is_wanted=is_wanted))
+        await asyncio.wait({asked, self._asking}, return_when=asyncio.FIRST_COMPLETED)
+        if self._asking is not None and not self._asking.done():
+            shown = self.joining()
+            assert shown is not None
+            return {key: shown[key] for key in ("state", "name", "members", "digits", "seconds_left")}
+        failure = self._joining
+        if failure is not None and failure.state != "asking":
+            raise JoinFailed(failure.reason or failure.state)
+        return self._joined_answer()
+
+    async def _knocked(self, address: str, asked: asyncio.Future[None], *, is_wanted: bool) -> None:
+        name = address
+
+        def waiting(news: joiner.Waiting) -> None:
+            nonlocal name
+            name = news.mesh_name
+            self._joining = Joining(
+                state="asking",
+                name=news.mesh_name,
+                members=news.members,
+                digits=news.digits,
+                until=self._loop.time() + news.seconds_left,
+            )
+            if not asked.done():
+                asked.set_result(None)
+                self._said.asking(news.mesh_name, news.members, news.digits)
+
+        self._joining = None
+        try:
+            joined = await joiner.join(address, self._joiner(), is_wanted=is_wanted, waiting=waiting)
+            async with self._moving:
+                await self._move(joined)
+            self._joining = None
+        except GossipError as error:
+            is_denied, is_expired = isinstance(error, JoinDenied), isinstance(error, JoinExpired)
+            state = "denied" if is_denied else "expired" if is_expired else "failed"
+            self._joining = Joining(state=state, name=name, members=0, until=self._loop.time(), reason=str(error))
+            self._next[address] = self._loop.time() + ASK_AGAIN_S
+            if asked.done():
+                self._said.not_joined(name, str(error))
+        finally:
+            self._asking = None
+
+    async def _join_by_setting(self, line: str) -> None:
+        pause = 1.0
+        while True:
+            try:
+                token = Token.parse(line)
+                if token.mesh_id == self._home.roster.mesh_id:
+                    return
+                async with self._moving:
+                    await self._move(await joiner.join_by_token(token, self._joiner()))
+                return
+            except TokenRefused as error:
+                self._said.not_joined("of LLM_ROUTER_JOIN", str(error))
+                return
+            except GossipError as error:
+                log.warning("the mesh of LLM_ROUTER_JOIN was not joined yet", extra={"reason": str(error)[:200]})
+            await asyncio.sleep(pause)
+            pause = min(30.0, pause * 2)
+
+    async def _move(self, joined: joiner.Joined) -> None:
+        """This peer is in another mesh now."""
+        if joined.roster.mesh_id == self._home.roster.mesh_id:
+            return
+        await self._agent.adopt(joined.roster)
+        self._agent.hinted(joined.member, (joined.address,))
+        self._said.joined(self._home.mesh_name, len(joined.roster.members))
+
+    def _admitted(self, roster: Roster, peer: str) -> None:
+        """Somebody is in."""
+        is_new = peer not in self._home.roster.members
+        self._agent.set_roster(roster)
+        member = self._home.roster.members.get(peer)
+        if is_new and member is not None:
+            self._said.admitted(member.name, short(peer), member.via)
+
+    # -- who asks, as facts
+
+    def _askers(self) -> list[Asker]:
+        """Everywhere, each once, those that are in already left out."""
+        found = {asker.id: asker for asker in self._own_askers()}
+        for view in self._agent.members():
+            if view.state in ("alive", "suspect"):
+                found |= {asker.id: asker for asker in self._joins_of(view.peer).askers}
+        members, now_s = self._home.roster.members, self._now_s()
+        gone = {*self._denied}
+        return [
+            asker
+            for asker in found.values()
+            if asker.id not in gone and asker.until_s > now_s and peer_of(asker.certificate) not in members
+        ]
+
+    def _own_askers(self) -> list[Asker]:
+        now, now_s = self._loop.time(), self._now_s()
+        return [
+            Asker(
+                id=asked.id,
+                name=asked.name,
+                certificate=asked.certificate,
+                digits=asked.digits,
+                address=asked.source.split()[0],
+                until_s=round(now_s + asked.expires_at - now, 1),
+            )
+            for asked in self._server.waiting()
+        ]
+
+    def _found(self, who: str) -> Asker:
+        wanted = "".join(who.split())
+        askers = self._askers()
+        found = [asker for asker in askers if asker.id == who or asker.digits.replace(" ", "") == wanted]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UnknownPeer("several machines that ask show these digits: give the id of the request")
+        shown = ", ".join(asker.digits for asker in askers)
+        raise UnknownPeer(
+            f"no machine that asks to join shows {who[:40]!r}; "
+            + (f"those that ask show {shown}" if shown else "none asks now")
+        )
+
+    def _joins_of(self, peer: str) -> Joins:
+        fact = self._agent.fact(peer, JOINS)
+        if fact is None:
+            return Joins()
+        try:
+            return unpack(Joins, fact.value)
+        except CodecError:
+            return Joins()
+
+    def _tell(self) -> None:
+        """Who waits here changed."""
+        askers = tuple(self._own_askers())
+        for asker in askers:
+            self._say_asked(asker)
+        told = pack(Joins(askers=askers, denied=self._denied))
+        if told != self._told:
+            self._told = told
+            self._agent.set_fact(JOINS, told)
+
+    async def _keep_told(self) -> None:
+        """Requests run out by themselves."""
+        while True:
+            await asyncio.sleep(TELL_S)
+            if {a.id for a in self._own_askers()} != {a.id for a in self._joins_of(self._identity.peer_id).askers}:
+                self._tell()
+
+    def _say_asked(self, asker: Asker) -> None:
+        if asker.id not in self._announced and peer_of(asker.certificate) not in self._home.roster.members:
+            if len(self._announced) >= ANNOUNCED_MAX:
+                self._announced.clear()
+            self._announced.add(asker.id)
+            self._said.asked(asker.name, asker.digits, asker.address)
+
+    # -- small things
+
+    def _joiner(self) -> joiner.Joiner:
+        return joiner.Joiner(identity=self._identity, name=self._name, summary=self._home.summary())
+
+    def _joined_answer(self) -> dict[str, Any]:
+        roster = self._home.roster
+        return {"state": "joined", "name": self._home.mesh_name, "members": len(roster.members), "digits": None}
+
+    def _require_free(self) -> None:
+        others = len(self._home.roster.members) - 1
+        if others > 0:
+            raise AlreadyMember(
+                f"this machine is in the mesh {self._home.mesh_name} with {others} other"
+                f"{'' if others == 1 else 's'}: `llm-router leave` first"
+            )
+
+    def _is_linked(self, address: str) -> bool:
+        """Is it the address of a member that there is a channel to?"""
+        return any(
+            view.is_connected and address in (*view.about.addresses, *self._agent.addresses(view.peer))
+            for view in self._agent.members()
+        )
+
+    async def _is_member_at(self, address: str) -> bool:
+        """Has a channel made by whichever member is there."""
+        try:
+            channel = await self._network.dial(None, address, MEET_S)
+        except Unreachable:
+            return False
+        peer = channel.peer
+        await channel.close()
+        if peer != self._identity.peer_id:
+            self._agent.hinted(peer, (address,))
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("meeting a stranger failed", exc_info=error)
+
+
+def peer_of(certificate: bytes) -> str:
+    """The id that a certificate is for; empty when it is none."""
+    try:
+        return peer_id_of(certificate)
+    except BadCertificate:
+        return ""
+
+
+def _address_of(to: str) -> str:
+    """`host`, `host:port` or a URL, as the address of a peer port: the usual one if none is named."""
+    text = to.strip().removeprefix("https://").removeprefix("http://").rstrip("/")
+    try:
+        host, port = split(text)
+    except ValueError:
+        return joined_address(text.strip("[]"), PEER_PORT)
+    return joined_address(host, port)
