@@ -214,21 +214,20 @@ class Scene:
                 return self._routed(ingress)
 
     def _routed(self, ingress: Ingress) -> int:
-        """As the dispatcher does it: asked, refused, asked again, then the least bad."""
+        """As mesh.attempts does it: asked, refused, asked again, then the least bad."""
         ask = Ask(model_id="m", prompt_tokens=PROMPT_TOKENS)
-        refused: set[str] = set()
+        refused: set[int] = set()
         while True:
             known = ingress.candidates(self.now, _name)
+            order = ranked(ask, known, rng=self.router_rng, turn=ingress.turn, is_sampled=not refused)
+            ranking = [int(scored.candidate.peer[-2:]) for scored in order]
             if len(refused) == REFUSALS_MAX:
-                order = ranked(ask, known, rng=self.router_rng, turn=ingress.turn, is_sampled=False)
-                return int(order[0].candidate.peer[-2:])
-            untried = [one for one in known if one.peer not in refused]
-            order = ranked(ask, untried, rng=self.router_rng, turn=ingress.turn)
-            index = int(order[0].candidate.peer[-2:])
+                return ranking[0]
+            index = next(index for index in ranking if index not in refused)
             if not self.holders[index].is_full:
                 return index
             self.refusals += 1
-            refused.add(order[0].candidate.peer)
+            refused.add(index)
             self._report(ingress, index)
 
     def _start(self, index: int, job: Job) -> None:
