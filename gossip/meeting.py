@@ -46,7 +46,7 @@ PEER_PORT = 8081
 HINTS_MAX = 64
 """Addresses waiting to be asked; more are dropped, they come again."""
 AT_ONCE = 4
-AGAIN_S = 2.0
+AGAIN_S = 1.0
 """A young mesh asks an address again after this: machines started together must find each other in seconds."""
 AGAIN_OLD_S = 60.0
 CLONE_CHECK_S = 10.0

@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 PORTS_TRIED = 20
 ELIGIBILITY = {"never": 0, "allow": 1, "prefer": 2}
 HOUSEMATES_S = 2.0
+STRANGERS_S = 1.0
+STRANGERS_OLD_S = 30.0
 FLUSH_S = 30.0
 GOODBYE_S = 2.0
 
@@ -214,6 +216,7 @@ class Peering:
             asyncio.create_task(self.meeting.run(), name="meeting"),
             asyncio.create_task(self._watch_interfaces(), name="interfaces"),
             asyncio.create_task(self._watch_house(), name="housemates"),
+            asyncio.create_task(self._watch_strangers(), name="strangers"),
             asyncio.create_task(self._keep_written(), name="addresses"),
         ]
         for task in tasks:
@@ -327,6 +330,14 @@ class Peering:
                 else:
                     self.meeting.housemate(mate)
             await asyncio.sleep(HOUSEMATES_S)
+
+    async def _watch_strangers(self) -> None:
+        """A mesh that was not joined when it was heard of may be one to join now: it grew, or opened its door."""
+        while True:
+            await asyncio.sleep(STRANGERS_S if self.home.is_young else STRANGERS_OLD_S)
+            for hint in self._discovery.hints if self._discovery is not None else ():
+                if hint.peer_id not in self.home.roster.members:
+                    self._hinted(hint)
 
     async def _watch_interfaces(self) -> None:
         async def changed(choice: interfaces.Choice) -> None:
