@@ -47,7 +47,7 @@ from gossip.identity import Identity, PeerId, peer_id_of, short, verify
 from gossip.interfaces import is_loopback, split
 from gossip.joining import Ask, Begun, Hello, Pending, Poll, Proof, Refusal, Reveal, Welcome
 from gossip.roster import Roster
-from gossip.statements import clean_name
+from gossip.statements import clean_name, printable
 from gossip.tls import certificate_of, stranger_context
 
 ROSTER_BYTES_MAX = 8 * 2**20
@@ -304,4 +304,4 @@ def _refused(status: int, body: bytes) -> NoReturn:
     except CodecError:
         raise (JoinClosed if status == 404 else JoinUnreachable)(f"the answer is HTTP status {status}") from None
     kind = {kind.code: kind for kind in kinds}.get(refusal.code, JoinError)
-    raise kind(clean_name(refusal.message[:200]) or refusal.code)
+    raise kind(printable(refusal.message[:400]) or refusal.code)

@@ -121,9 +121,14 @@ def read(data: bytes) -> Statement:
 
 def clean_name(name: str) -> str:
     """The name without what cannot be printed or would confuse, at most 64 characters; may come out empty."""
-    shown = "".join(" " if character.isspace() else character for character in unicodedata.normalize("NFC", name))
+    return printable(name)[:NAME_CHARACTERS_MAX].strip()
+
+
+def printable(text: str) -> str:
+    """What somebody else said, for a terminal or a log: on one line, without control and format characters."""
+    shown = "".join(" " if character.isspace() else character for character in unicodedata.normalize("NFC", text))
     kept = "".join(character for character in shown if unicodedata.category(character)[0] != "C")
-    return " ".join(kept.split())[:NAME_CHARACTERS_MAX].strip()
+    return " ".join(kept.split())
 
 
 def mesh_id_of(founding: bytes) -> str:
