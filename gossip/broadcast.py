@@ -7,6 +7,7 @@ same member by others stand beside each other, since each confirms the first.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from gossip.config import GossipConfig
 from gossip.messages import SUSPECT, NewsRow, Rumour
@@ -15,32 +16,48 @@ from gossip.messages import SUSPECT, NewsRow, Rumour
 QUEUE_MAX = 4096
 
 
+Key = tuple[str, ...]
+
+
 class Broadcasts:
+    """A row of levels: at level n waits what went out n times."""
+
     def __init__(self, config: GossipConfig) -> None:
         self._config = config
-        self._waiting: dict[tuple[str, ...], _Item] = {}
-        self._turn = 0
+        self._levels: list[dict[Key, _Item]] = [{}]
+        self._level_of: dict[Key, int] = {}
+        # the keys of the rumours about a member
+        self._about: dict[str, list[Key]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._level_of)
 
     def rumour(self, rumour: Rumour) -> None:
         size = 20 + len(rumour.peer) + len(rumour.source)
         if rumour.about is not None:
             size += 8 + len(rumour.about.version) + sum(len(address) + 2 for address in rumour.about.addresses)
-        if rumour.rank == SUSPECT:
-            self._add(("suspect", rumour.peer, rumour.source), rumour, size)
-        else:
+        key: Key = ("suspect", rumour.peer, rumour.source)
+        if rumour.rank != SUSPECT:
             self.drop(rumour.peer)
-            self._add(("rumour", rumour.peer), rumour, size)
+            key = ("rumour", rumour.peer)
+        self._add(key, rumour, size)
+        keys = self._about.setdefault(rumour.peer, [])
+        if key not in keys:
+            keys.append(key)
 
     def news(self, row: NewsRow) -> None:
         self._add(("news", *row[:2]), row, 12 + len(row[0]) + len(row[1]))
 
-    def drop(self, ref: str, *, news: bool = False) -> None:
+    def drop(self, ref: str) -> None:
         """Rumours about this member are out of date."""
-        for key in [key for key in self._waiting if key[1] == ref and (news or key[0] != "news")]:
-            del self._waiting[key]
+        for key in self._about.pop(ref, ()):
+            self._remove(key)
+
+    def forget(self, ref: str) -> None:
+        """Nobody is called that any more."""
+        self.drop(ref)
+        for key in [key for key in self._level_of if key[1] == ref]:
+            self._remove(key)
 
     def taken(
         self, room: float, members: int, *, is_counted: bool = True
@@ -49,37 +66,52 @@ class Broadcasts:
 
         Not counted: sent to somebody who is probably not there.
         """
-        if not self._waiting:
+        if not self._level_of:
             return (), (), 0
-        limit = self._config.retransmit_mult * math.ceil(math.log10(members + 1))
-        rumours: list[Rumour] = []
-        news: list[NewsRow] = []
-        used = 0
-        for key, item in sorted(self._waiting.items(), key=_least_sent_newest_first):
-            if used + item.size > room:
-                break
-            used += item.size
-            (rumours if isinstance(item.content, Rumour) else news).append(item.content)  # type: ignore[arg-type]
-            if not is_counted:
-                continue
-            item.sent += 1
-            if item.sent >= limit:
-                del self._waiting[key]
-        return tuple(rumours), tuple(news), used
+        chosen = self._chosen(room)
+        if is_counted:
+            limit = self._config.retransmit_mult * math.ceil(math.log10(members + 1))
+            for key, item in reversed(chosen):
+                level = self._level_of[key] + 1
+                self._remove(key)
+                if level < limit:
+                    self._put(key, item, level)
+        contents = [item.content for _, item in chosen]
+        return (
+            tuple([each for each in contents if isinstance(each, Rumour)]),
+            tuple([each for each in contents if not isinstance(each, Rumour)]),
+            sum(item.size for _, item in chosen),
+        )
 
-    def _add(self, key: tuple[str, ...], content: Rumour | NewsRow, size: int) -> None:
-        if len(self._waiting) >= QUEUE_MAX and key not in self._waiting:
-            del self._waiting[max(self._waiting, key=lambda each: self._waiting[each].sent)]
-        self._turn += 1
-        self._waiting[key] = _Item(content, size, self._turn)
+    def _chosen(self, room: float) -> list[tuple[Key, _Item]]:
+        """Least sent first, of those the newest."""
+        chosen: list[tuple[Key, _Item]] = []
+        for level in self._levels:
+            for key, item in reversed(level.items()):
+                if item.size > room:
+                    return chosen
+                room -= item.size
+                chosen.append((key, item))
+        return chosen
+
+    def _add(self, key: Key, content: Rumour | NewsRow, size: int) -> None:
+        self._remove(key)
+        if len(self._level_of) >= QUEUE_MAX:
+            self._remove(next(iter(next(level for level in reversed(self._levels) if level))))
+        self._put(key, _Item(content, size), 0)
+
+    def _put(self, key: Key, item: _Item, level: int) -> None:
+        while len(self._levels) <= level:
+            self._levels.append({})
+        self._levels[level][key] = item
+        self._level_of[key] = level
+
+    def _remove(self, key: Key) -> None:
+        level = self._level_of.pop(key, None)
+        if level is not None:
+            del self._levels[level][key]
 
 
-class _Item:
-    __slots__ = ("content", "sent", "size", "turn")
-
-    def __init__(self, content: Rumour | NewsRow, size: int, turn: int) -> None:
-        self.content, self.size, self.turn, self.sent = content, size, turn, 0
-
-
-def _least_sent_newest_first(entry: tuple[tuple[str, ...], _Item]) -> tuple[int, int]:
-    return entry[1].sent, -entry[1].turn
+class _Item(NamedTuple):
+    content: Rumour | NewsRow
+    size: int

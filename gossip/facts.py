@@ -49,6 +49,8 @@ class Facts:
         self._own_turn = 0
         self._told: dict[PeerId, int] = {}
         self._wanted: dict[tuple[str, str], _Wanted] = {}
+        self._queue: deque[_Wanted] = deque()
+        self._asking = 0
         self._servings: deque[tuple[PeerId, Held]] = deque()
         # Called with the run of a fact of mine that I have not written.
         self.outran: Callable[[int, float], None] = lambda run, now: None
@@ -158,39 +160,50 @@ class Facts:
                 continue
             wanted = self._wanted.get((member.peer, key))
             if wanted is None or wanted.version < version:
-                self._wanted[member.peer, key] = _Wanted(member, key, version, teller)
+                self._want(_Wanted(member, key, version, teller))
             elif wanted.version == version and len(wanted.tellers) < TELLERS_MAX:
                 wanted.tellers.append(teller)
         self.ask(now)
 
     def ask(self, now: float) -> None:
         """Fetches what is wanted, so much at a time; the owner is the last resort."""
-        asked = sum(each.asked for each in self._wanted.values())
         by_teller: dict[PeerId, list[NewsRow]] = {}
-        for wanted in list(self._wanted.values()):
-            if asked >= FETCHES_MAX:
-                break
-            if not wanted.asked and wanted.tellers:
-                wanted.asked = True
-                asked += 1
-                teller = wanted.tellers.pop(0)
-                by_teller.setdefault(teller.peer, []).append((wanted.member.ref, wanted.key, wanted.version))
-                self._timers.at(now + self._config.fetch_timeout_s, self._unanswered, wanted)
+        while self._queue and self._asking < FETCHES_MAX:
+            wanted = self._queue.popleft()
+            if self._wanted.get((wanted.member.peer, wanted.key)) is not wanted:
+                continue
+            wanted.is_asked = True
+            self._asking += 1
+            teller = wanted.tellers.pop(0)
+            by_teller.setdefault(teller.peer, []).append((wanted.member.ref, wanted.key, wanted.version))
+            self._timers.at(now + self._config.fetch_timeout_s, self._unanswered, wanted)
         for peer, rows in by_teller.items():
             self._outbox.send(peer, Fetch(wanted=tuple(rows)))
 
     def _unanswered(self, wanted: _Wanted, now: float) -> None:
-        key = wanted.member.peer, wanted.key
-        if self._wanted.get(key) is not wanted:
+        if self._wanted.get((wanted.member.peer, wanted.key)) is not wanted:
             return
-        wanted.asked = False
+        wanted.is_asked = False
+        self._asking -= 1
         if not wanted.tellers and not wanted.is_last:
             wanted.is_last = True
             wanted.tellers.append(wanted.member)
-        elif not wanted.tellers:
+        if wanted.tellers:
+            self._queue.append(wanted)
+        else:
             # The next sync tells of it again.
-            del self._wanted[key]
+            del self._wanted[wanted.member.peer, wanted.key]
         self.ask(now)
+
+    def _want(self, wanted: _Wanted) -> None:
+        self._unwant(wanted.member, wanted.key)
+        self._wanted[wanted.member.peer, wanted.key] = wanted
+        self._queue.append(wanted)
+
+    def _unwant(self, member: Member, key: str) -> None:
+        wanted = self._wanted.pop((member.peer, key), None)
+        if wanted is not None and wanted.is_asked:
+            self._asking -= 1
 
     def fetched(self, rows: Iterable[FactRow], teller: Member, now: float) -> None:
         for ref, key, version, value in rows:
@@ -200,7 +213,7 @@ class Facts:
             held = member.facts.get(key) or self._new(member, key)
             wanted = self._wanted.get((member.peer, key))
             if wanted is not None and version >= wanted.version:
-                del self._wanted[member.peer, key]
+                self._unwant(member, key)
             if held is None or version <= held.version:
                 continue
             held.version, held.value, held.received_at = version, value, now
@@ -239,8 +252,8 @@ class Facts:
             self._told.pop(member.peer, None)
             for held in member.facts.values():
                 self._fresh.pop(held, None)
-            for key in [key for key in self._wanted if key[0] == member.peer]:
-                del self._wanted[key]
+            for key in [key for peer, key in self._wanted if peer == member.peer]:
+                self._unwant(member, key)
         self._servings = deque((peer, held) for peer, held in self._servings if peer in self._members.by_peer)
 
     def reconnected(self, member: Member) -> None:
@@ -267,8 +280,8 @@ class Facts:
 
 
 class _Wanted:
-    __slots__ = ("asked", "is_last", "key", "member", "tellers", "version")
+    __slots__ = ("is_asked", "is_last", "key", "member", "tellers", "version")
 
     def __init__(self, member: Member, key: str, version: int, teller: Member) -> None:
         self.member, self.key, self.version, self.tellers = member, key, version, [teller]
-        self.asked = self.is_last = False
+        self.is_asked = self.is_last = False

@@ -221,7 +221,7 @@ class Membership:
         gone = self._members.roster_is(roles, now)
         for member in gone:
             member.suspicion = None
-            self._broadcasts.drop(member.ref, news=True)
+            self._broadcasts.forget(member.ref)
             if member.rank != UNKNOWN:
                 self._outbox.tell(MemberChanged(peer=member.peer, before=STATES[member.rank], after="unknown"))
         return gone

@@ -116,8 +116,8 @@ def detection(peers: int, seed: int, runs: int, loss: float, config: GossipConfi
             false_deaths += len(watch.false_deaths)
             gc.collect()
         yield (
-            f"{name} x{runs}, {peers} peers, loss {loss:.0%}: avoided p99 {quantile(avoided, 0.99):.2f} | suspected by a "
-            f"member p50 {quantile(suspected, 0.5):.2f} p99 {quantile(suspected, 0.99):.2f} | dead each p50 "
+            f"{name} x{runs}, {peers} peers, loss {loss:.0%}: avoided p99 {quantile(avoided, 0.99):.2f} | suspected "
+            f"by a member p50 {quantile(suspected, 0.5):.2f} p99 {quantile(suspected, 0.99):.2f} | dead each p50 "
             f"{quantile(dead, 0.5):.2f} p99 {quantile(dead, 0.99):.2f} | everywhere p50 {quantile(last, 0.5):.2f} p99 "
             f"{quantile(last, 0.99):.2f} max {max(last):.2f} s | false deaths {false_deaths}"
         )
@@ -140,7 +140,7 @@ def failover(peers: int, seed: int, runs: int, loss: float, config: GossipConfig
             ][:1]  # fmt: skip
             gc.collect()
         yield (
-            f"coordinator, {name} x{runs}, {peers} peers, loss {loss:.0%}: next in office p50 {quantile(taken, 0.5):.2f} "
+            f"coordinator, {name} x{runs}, {peers} peers, loss {loss:.0%}: next p50 {quantile(taken, 0.5):.2f} "
             f"p99 {quantile(taken, 0.99):.2f}, all follow it p50 {quantile(agreed, 0.5):.2f} p99 "
             f"{quantile(agreed, 0.99):.2f} max {max(agreed):.2f} s"
         )

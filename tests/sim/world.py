@@ -39,6 +39,7 @@ from tests.sim.watch import Watch
 RTO_S = 0.2
 DIAL_TIMEOUT_S = 1.0
 PENDING_S = 1.0
+IN_USE_S = 3.0
 SETUP_BYTES = 2700
 SEGMENT_BYTES = 1400
 TLS_BYTES, SEGMENT_OVERHEAD_BYTES, WEBSOCKET_BYTES = 29, 54, 6
@@ -362,11 +363,12 @@ class World:
                 self._close_oldest(each)
 
     def _close_oldest(self, host: Host) -> None:
-        other = min(
-            (each for each in host.channels if host.channels[each].is_open),
-            key=lambda each: host.channels[each].used_at,
-        )
-        self._close(host, other, host.channels[other])
+        """Above the limit, but none in use: the coordinator has a channel to everybody."""
+        other = min(host.channels, key=lambda each: host.channels[each].used_at)
+        channel = host.channels[other]
+        if not channel.is_open or channel.used_at > self.now - IN_USE_S:
+            return
+        self._close(host, other, channel)
         for a, b in ((host, other), (other, host)):
             if a.core is not None:
                 self._carry(a, a.core.parted(b.peer, self.clock(a)))
