@@ -23,19 +23,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-from zeroconf import Error, RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf, current_time_millis
-from zeroconf._dns import DNSAddress, DNSQuestion
-from zeroconf._protocol.outgoing import DNSOutgoing
-from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+from zeroconf import Error, ServiceInfo, Zeroconf
+from zeroconf.asyncio import AsyncZeroconf
 
+from gossip import records
 from gossip.bucket import Bucket
-from gossip.hints import AGAIN_S, KNOWN_MAX, SERVICE, Hint, Pace, hint_of, host_name, peer_named, service_name, txt_of
+from gossip.hints import AGAIN_S, KNOWN_MAX, Hint, Pace
 from gossip.interfaces import Choice, dial_order
 
 log = logging.getLogger(__name__)
@@ -45,17 +43,11 @@ FIRST_QUESTION_S = (0.02, 0.12)
 FIRST_PAUSES_S: tuple[float, ...] = (1.0, 2.0, 4.0)
 PAUSE_S = 60.0
 """Two networks that are joined by a cable find each other within this."""
-KNOWN_ANSWERS_MAX = 64
 CLOSE_S = 1.0
-GOODBYE_AGAIN_S = 0.25
-FLUSHED_TTL_S = 1
-"""RFC 6762, section 10.2. Our own records live 120 s."""
+GOODBYES_S = 0.25
+GOODBYE_AGAIN_S = 1.0
 ASKED_PER_S, ASKED_BURST = 2.0, 16.0
 """Of records that were missing beside a pointer: a flood of pointers must not make us flood."""
-
-_A, _PTR, _TXT, _AAAA, _SRV, _IN = 1, 12, 16, 28, 33, 1  # RFC 1035, 2782, 3596
-_QUERY = 0
-_NAME_SERVICE = "_http._tcp.local."
 
 
 class Discovery:
@@ -85,8 +77,7 @@ class Discovery:
         self._rng = rng
         self._zeroconf: AsyncZeroconf | None = None
         self._names: dict[str, int] = {}  # published host names, and the client port behind them
-        self._known: dict[str, Hint] = {}
-        self._told_at: dict[str, float] = {}
+        self._known: dict[str, tuple[Hint, float]] = {}  # the newest last, and when it was told
         self._changed = asyncio.Event()
         self._updating = asyncio.Lock()
         self._keeping: asyncio.Task[None] | None = None
@@ -101,7 +92,7 @@ class Discovery:
     @property
     def hints(self) -> tuple[Hint, ...]:
         """What was heard last of each peer that has not left, this one apart; unproven."""
-        return tuple(hint for hint in self._known.values() if hint.peer_id != self._me)
+        return tuple(hint for hint, _ in self._known.values() if hint.peer_id != self._me)
 
     async def start(self) -> None:
         """Announces and listens from now on, until `close`. Never raises: a network without multicast is a warning."""
@@ -142,11 +133,14 @@ class Discovery:
 
     async def refresh(self) -> None:
         """The machine slept: joins the multicast groups anew, asks who is there, and tells everything again."""
+        if self._keeping is None:
+            return
         await self._use_interfaces(())
         await self._use_interfaces(self._choice.multicast)
-        self._told_at.clear()
-        for peer_id in self._known:
+        for peer_id, (hint, _) in self._known.items():
+            self._known[peer_id] = (hint, -AGAIN_S)
             self._heard(peer_id)
+        self._tell_due()
         self._changed.set()
 
     def publish_name(self, name: str, port: int) -> None:
@@ -160,11 +154,11 @@ class Discovery:
         if self._names.pop(name, None) is None or self._zeroconf is None:
             return
         zeroconf = self._zeroconf.zeroconf
-        for info in self._registered(zeroconf, self._name_service(name)):
-            zeroconf.registry.async_remove(info)
-            goodbye = zeroconf.generate_service_broadcast(info, 0)
-            zeroconf.async_send(goodbye)
-            asyncio.get_running_loop().call_later(GOODBYE_AGAIN_S, zeroconf.async_send, goodbye)
+        info = self._name_service(name, self._port)
+        zeroconf.registry.async_remove(info)
+        goodbye = zeroconf.generate_service_broadcast(info, 0)
+        zeroconf.async_send(goodbye)
+        asyncio.get_running_loop().call_later(GOODBYE_AGAIN_S, zeroconf.async_send, goodbye)
 
     # -- what this peer says
 
@@ -173,6 +167,10 @@ class Discovery:
         try:
             opened = AsyncZeroconf(interfaces=list(self._choice.multicast))
             await opened.zeroconf.async_wait_for_start()
+        except asyncio.CancelledError:
+            if opened is not None:
+                opened.zeroconf.engine.close()
+            raise
         except (OSError, RuntimeError, Error, TimeoutError) as error:
             if opened is not None:
                 await _closed(opened)
@@ -188,7 +186,7 @@ class Discovery:
             self._has_warned = False
             log.info("multicast DNS works now")
         self._zeroconf = opened
-        opened.zeroconf.async_add_listener(_Listener(self._heard, self._tell_due), None)
+        opened.zeroconf.async_add_listener(records.Listener(self._heard, self._tell_due), None)
         self._register()
 
     async def _keep(self) -> None:
@@ -204,7 +202,7 @@ class Discovery:
                     if is_first:
                         for info in zeroconf.registry.async_get_service_infos():
                             zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-                    zeroconf.async_send(_question(zeroconf))
+                    zeroconf.async_send(records.who_is_there(zeroconf))
                 try:
                     async with asyncio.timeout(pause_s):
                         await self._changed.wait()
@@ -223,35 +221,14 @@ class Discovery:
         """What is answered to questions from now on."""
         if self._zeroconf is None:
             return
-        registry = self._zeroconf.zeroconf.registry
-        for info in (self._own_service(), *(self._name_service(name) for name in self._names)):
-            registry.async_update(info)
-
-    def _own_service(self) -> ServiceInfo:
-        return ServiceInfo(
-            SERVICE,
-            service_name(self._me),
-            port=self._port,
-            properties=txt_of(version=self._version, mesh=self._mesh, peer_id=self._me),
-            server=host_name(self._me),
-            parsed_addresses=list(self._choice.advertised),
+        own = records.own_service(
+            me=self._me, port=self._port, mesh=self._mesh, version=self._version, hosts=self._choice.advertised
         )
+        for info in (own, *(self._name_service(name, port) for name, port in self._names.items())):
+            self._zeroconf.zeroconf.registry.async_update(info)
 
-    def _name_service(self, name: str) -> ServiceInfo:
-        """The instance has this peer's name, so that a goodbye never takes away another's."""
-        label = name.removesuffix(".local")
-        return ServiceInfo(
-            _NAME_SERVICE,
-            f"{label}-{self._me[:8]}.{_NAME_SERVICE}",
-            port=self._names.get(name, self._port),
-            properties={"path": "/"},
-            server=f"{name}.",
-            parsed_addresses=list(self._choice.advertised),
-        )
-
-    def _registered(self, zeroconf: Zeroconf, like: ServiceInfo) -> list[ServiceInfo]:
-        found = zeroconf.registry.async_get_info_name(like.key)
-        return [] if found is None else [found]
+    def _name_service(self, name: str, port: int) -> ServiceInfo:
+        return records.name_service(name, me=self._me, port=port, hosts=self._choice.advertised)
 
     async def _use_interfaces(self, addresses: Iterable[str]) -> None:
         async with self._updating:
@@ -280,40 +257,31 @@ class Discovery:
         self._timer = None if wait_s is None else loop.call_later(wait_s, self._tell_due)
 
     def _tell(self, peer_id: str, zeroconf: Zeroconf) -> None:
-        name = service_name(peer_id)
-        before = self._known.pop(peer_id, None)  # comes back as the newest
-        if zeroconf.cache.current_entry_with_name_and_alias(SERVICE, name) is None:
+        before, told_at = self._known.pop(peer_id, (None, 0.0))
+        if not records.is_announced(zeroconf, peer_id):
             if peer_id == self._me:
                 self._changed.set()  # somebody said goodbye in our name: we are still here
             elif before is not None:
-                self._on_hint(_removed(before))
+                self._on_hint(replace(before, is_removed=True))
             return
-        info = AsyncServiceInfo(SERVICE, name)
-        if not info.load_from_cache(zeroconf):
+        now = asyncio.get_running_loop().time()
+        if not records.is_complete(zeroconf, peer_id):
             if before is not None:
-                self._known[peer_id] = before
-            self._ask(peer_id, zeroconf)
+                self._known[peer_id] = (before, told_at)
+            if self._asked.has(now) >= 1.0:  # the answer leads back here
+                self._asked.charge(1.0)
+                zeroconf.async_send(records.what_is_missing(peer_id))
             return
-        hint = hint_of(
-            name=name,
-            server=info.server,
-            port=info.port,
-            properties=info.properties,
-            hosts=_hosts(zeroconf, peer_id),
-        )
-        hint = None if hint is None else self._as_seen_from_here(hint)
+        found = records.heard(zeroconf, peer_id)
+        hint = None if found is None else self._as_seen_from_here(found)
         if hint is None:
             return
-        self._known[peer_id] = hint
-        now = asyncio.get_running_loop().time()
-        if hint == before and now - self._told_at.get(peer_id, -AGAIN_S) < AGAIN_S:
-            return
-        self._told_at[peer_id] = now
+        is_news = hint != before or now - told_at >= AGAIN_S
+        self._known[peer_id] = (hint, now if is_news else told_at)  # as the newest
         if len(self._known) > KNOWN_MAX:
-            oldest = next(iter(self._known))
-            del self._known[oldest]
-            self._told_at.pop(oldest, None)
-        self._on_hint(hint)
+            del self._known[next(iter(self._known))]
+        if is_news:
+            self._on_hint(hint)
 
     def _as_seen_from_here(self, hint: Hint) -> Hint | None:
         """The addresses in the order to try; None if there is none, or if these are this peer's own words."""
@@ -322,67 +290,7 @@ class Discovery:
             hosts = tuple(host for host in hosts if host not in self._choice.advertised)
         if not hosts:
             return None
-        return Hint(peer_id=hint.peer_id, mesh=hint.mesh, version=hint.version, hosts=hosts, port=hint.port)
-
-    def _ask(self, peer_id: str, zeroconf: Zeroconf) -> None:
-        """A pointer came without what it points to: asks for that. The answer is news, and comes back here."""
-        now = asyncio.get_running_loop().time()
-        if self._asked.has(now) < 1.0:
-            return
-        self._asked.charge(1.0)
-        out = DNSOutgoing(_QUERY)
-        for kind in (_SRV, _TXT):
-            out.add_question(DNSQuestion(service_name(peer_id), kind, _IN))
-        for kind in (_A, _AAAA):
-            out.add_question(DNSQuestion(host_name(peer_id), kind, _IN))
-        zeroconf.async_send(out)
-
-
-class _Listener(RecordUpdateListener):
-    """Hears every record that comes in, before and after it is in zeroconf's cache."""
-
-    def __init__(self, heard: Callable[[str], None], complete: Callable[[], None]) -> None:
-        self._heard = heard
-        self._complete = complete
-        self._is_any = False
-
-    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
-        """Which peers these are about: new records, the same again, and ends."""
-        for update in records:
-            record = update.new
-            if record.type == _PTR:
-                peer_id = peer_named(getattr(record, "alias", "")) if record.name == SERVICE else None
-            else:
-                peer_id = peer_named(record.name) if record.type in (_SRV, _TXT, _A, _AAAA) else None
-            if peer_id is not None:
-                self._heard(peer_id)
-                self._is_any = True
-
-    def async_update_records_complete(self) -> None:
-        """Now the cache holds them."""
-        if self._is_any:
-            self._is_any = False
-            self._complete()
-
-
-def _hosts(zeroconf: Zeroconf, peer_id: str) -> list[str]:
-    """The addresses in the cache, newest first, but for those that newer ones replaced: these get a second to live."""
-    now = current_time_millis()
-    records = [r for kind in (_A, _AAAA) for r in zeroconf.cache.get_all_by_details(host_name(peer_id), kind, _IN)]
-    live = [r for r in records if isinstance(r, DNSAddress) and r.ttl > FLUSHED_TTL_S and not r.is_expired(now)]
-    live.sort(key=lambda r: -r.created)
-    return [str(ipaddress.ip_address(r.address)) for r in live if len(r.address) in (4, 16)]
-
-
-def _question(zeroconf: Zeroconf) -> DNSOutgoing:
-    """ "Who is there, apart from these?" (RFC 6762, section 7.1)"""
-    out = DNSOutgoing(_QUERY)
-    out.add_question(DNSQuestion(SERVICE, _PTR, _IN))
-    now = current_time_millis()
-    fresh = (r for r in zeroconf.cache.get_all_by_details(SERVICE, _PTR, _IN) if not r.is_stale(now))
-    for record in itertools.islice(fresh, KNOWN_ANSWERS_MAX):
-        out.add_answer_at_time(record, now)
-    return out
+        return replace(hint, hosts=hosts)
 
 
 def _say_if_failed(task: asyncio.Task[None]) -> None:
@@ -390,16 +298,13 @@ def _say_if_failed(task: asyncio.Task[None]) -> None:
         log.error("peers are not asked for any more, found ones stay: a bug", exc_info=error)
 
 
-def _removed(hint: Hint) -> Hint:
-    return Hint(
-        peer_id=hint.peer_id, mesh=hint.mesh, version=hint.version, hosts=hint.hosts, port=hint.port, is_removed=True
-    )
-
-
 async def _closed(opened: AsyncZeroconf) -> None:
-    """Says goodbye three times in a quarter of a second, and closes; the sockets even if that takes too long."""
+    """Says goodbye in a quarter of a second, and closes; the sockets even if that takes too long."""
     try:
         async with asyncio.timeout(CLOSE_S):
+            for out in records.goodbyes(opened.zeroconf):
+                opened.zeroconf.async_send(out)
+                await asyncio.sleep(GOODBYES_S / 2)
             await opened.async_close()
     except (TimeoutError, OSError, RuntimeError, Error) as error:
         log.debug("mDNS did not close in order: %s", error)
