@@ -38,6 +38,7 @@ from inference.openai.upstream import (
 )
 from web.body import parsed_body
 from web.border import DEADLINE_S_MAX, Handler
+from web.errors import HttpRefusal
 from web.inflight import InFlight
 from web.services import Forwarder, HopFacet, Limits
 from web.sse import EventStream
@@ -106,7 +107,10 @@ class HopRoutes:
         await stream.hush()
         body = json.dumps(error_out(error, self._facet.load())).encode()
         if not stream.is_open:
-            return web.Response(status=error.status, body=body, content_type="application/json")
+            response = web.Response(status=error.status, body=body, content_type="application/json")
+            if isinstance(error, HttpRefusal) and error.must_close:
+                response.force_close()
+            return response
         await stream.end(b"data: " + body + b"\n\n")
         return stream.response
 
