@@ -22,7 +22,7 @@ or follows from them; the first circles, which depend on no other, are decided, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from gossip.identity import PeerId
@@ -47,6 +47,7 @@ def standing(founding: Entry, statements: Collection[Statement]) -> Standing:
         if not doubtful:
             break
         circles = _first_circles(doubtful)
+        assert circles, "what depends on nothing doubtful is not doubtful itself"
         waiting -= circles
         decided |= {x for x in circles if isinstance(x, Revocation) or _is_demotion(x)}
     return Standing(
@@ -79,22 +80,30 @@ class _World:
 
 def _fixpoint(founding: Entry, waiting: set[Statement], decided: set[Statement]) -> tuple[_World, _World]:
     """What certainly and what possibly counts, `decided` being held to count in any case."""
+    signed: defaultdict[PeerId, list[Statement]] = defaultdict(list)
+    for statement in waiting:
+        signed[statement.signer].append(statement)
     certain = _World()
     while True:
-        possible = _grounded(founding, waiting, decided, certain)
-        more = _grounded(founding, waiting, decided, possible)
+        possible = _grounded(founding, signed, decided, certain)
+        more = _grounded(founding, signed, decided, possible)
         if more.statements == certain.statements:
             return certain, possible
         certain = more
 
 
-def _grounded(founding: Entry, waiting: set[Statement], decided: set[Statement], against: _World) -> _World:
+def _grounded(
+    founding: Entry, signed: Mapping[PeerId, Collection[Statement]], decided: set[Statement], against: _World
+) -> _World:
     """The least set of statements that support each other from the founding entry on, `against` being held to count."""
     world = _World([founding, *decided])
-    while fresh := [x for x in waiting if _holds(x, world, decided, against)]:
-        waiting = waiting - set(fresh)
-        for statement in fresh:
-            world.add(statement)
+    changed = [founding.subject, *(statement.subject for statement in decided)]
+    while changed:
+        # Whether a statement holds depends on what is said of its signer, and on nothing else.
+        for statement in signed.get(changed.pop(), ()):
+            if statement not in world.statements and _holds(statement, world, decided, against):
+                world.add(statement)
+                changed.append(statement.subject)
     return world
 
 
@@ -127,21 +136,44 @@ def _is_demotion(statement: Statement) -> bool:
 
 
 def _first_circles(doubtful: set[Statement]) -> set[Statement]:
-    """Those that depend only on what depends on them. A statement depends on all that is said of its signer."""
-    about: defaultdict[PeerId, list[Statement]] = defaultdict(list)
+    """Those that depend only on what depends on them. A statement depends on all that is said of its signer.
+
+    Seen as arrows from subject to signer these are the arrows inside the strongly connected components that no arrow
+    leaves.
+    """
+    signers: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
     for statement in doubtful:
-        about[statement.subject].append(statement)
-    depends = {statement: _reached(statement, about) for statement in doubtful}
-    return {x for x in doubtful if all(x in depends[y] for y in depends[x])}
+        signers[statement.subject].add(statement.signer)
+    component = _components(signers)
+    left = {component[peer] for peer, others in signers.items() if any(component[x] != component[peer] for x in others)}
+    return {x for x in doubtful if component[x.subject] not in left}
 
 
-def _reached(statement: Statement, about: defaultdict[PeerId, list[Statement]]) -> set[Statement]:
-    reached: set[Statement] = set()
-    signers, seen = [statement.signer], {statement.signer}
-    while signers:
-        for other in about[signers.pop()]:
-            reached.add(other)
-            if other.signer not in seen:
-                seen.add(other.signer)
-                signers.append(other.signer)
-    return reached
+def _components(arrows: Mapping[PeerId, Collection[PeerId]]) -> dict[PeerId, int]:
+    """The number of the strongly connected component of each node (Kosaraju's two walks, without recursion)."""
+    against: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
+    for start, ends in arrows.items():
+        for end in ends:
+            against[end].add(start)
+    left_last, seen = list[PeerId](), set[PeerId]()
+    for root in {*arrows, *against}:
+        path = [(root, iter(arrows.get(root, ())))] if root not in seen else []
+        seen.add(root)
+        while path:
+            node, ahead = path[-1]
+            unseen = next((x for x in ahead if x not in seen), None)
+            if unseen is None:
+                left_last.append(node)
+                path.pop()
+            else:
+                seen.add(unseen)
+                path.append((unseen, iter(arrows.get(unseen, ()))))
+    component: dict[PeerId, int] = {}
+    for number, root in enumerate(reversed(left_last)):
+        ahead_of = [root] if root not in component else []
+        while ahead_of:
+            node = ahead_of.pop()
+            if node not in component:
+                component[node] = number
+                ahead_of.extend(x for x in against[node] if x not in component)
+    return component
