@@ -30,6 +30,7 @@ from inference.errors import (
     InferenceError,
     ModelNotFound,
     ModelUnavailable,
+    Overloaded,
     PeerGone,
     PeerSilent,
     StreamInterrupted,
@@ -147,7 +148,7 @@ class Attempts:
     def failed(self, step: Step, error: InferenceError, now: float) -> Failure:
         """What to make of a try that ended with `error`."""
         peer = step.candidate.peer
-        if isinstance(error, HolderFull):
+        if isinstance(error, HolderFull) and step.may_refuse:
             self._refused.add(peer)
             return Failure()
         self._error = error
@@ -216,6 +217,8 @@ class Attempts:
                 f"No peer that has the model {self.ask.model_id} could answer: {error.message}",
                 retry_after_s=RETRY_AFTER_S,
             )
+        elif isinstance(error, HolderFull):  # though it was asked to let us wait
+            told = Overloaded(error.message, retry_after_s=error.retry_after_s)
         elif error is None:
             told = ModelUnavailable(
                 f"No peer can serve the model {self.ask.model_id} now.", retry_after_s=RETRY_AFTER_S

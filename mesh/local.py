@@ -29,6 +29,7 @@ SLOTS_BEFORE_LOAD = 8  # EngineSpec's default; the engine says the truth once it
 # Fewer say nothing of a rate: the step that makes a token is one of other requests, too.
 PREFILL_TOKENS_MIN = 32
 DECODE_TOKENS_MIN = 8
+MEASURED_S_MIN = 0.001
 
 State = Literal["queued", "loading", "prefill", "generating"]
 
@@ -250,6 +251,7 @@ class _Job:
     first_token_at: float | None = None
     finished_at: float | None = None
     tokens: int = 0
+    first_tokens: int = 0  # in the first chunk: several when it was read late
     _timeout: asyncio.Timeout | None = None
     _is_leaving: bool = False
 
@@ -265,7 +267,7 @@ class _Job:
     def take(self, chunk: Chunk) -> None:
         if chunk.tokens:
             if self.first_token_at is None:
-                self.first_token_at = self.now()
+                self.first_token_at, self.first_tokens = self.now(), len(chunk.tokens)
                 self.enter("generating")
             self.tokens += len(chunk.tokens)
 
@@ -326,7 +328,8 @@ class _Rates:
         if computed >= PREFILL_TOKENS_MIN:
             self.prefill = _newer(self.prefill, computed, job.first_token_at - job.started_at)
         if job.tokens >= DECODE_TOKENS_MIN and job.finished_at is not None:
-            self.decode = _newer(self.decode, job.tokens - 1, job.finished_at - job.first_token_at)
+            after_first = job.tokens - job.first_tokens
+            self.decode = _newer(self.decode, after_first, job.finished_at - job.first_token_at)
 
     def embedded(self, tokens: int, seconds: float) -> None:
         """An embedding model only ever prefills."""
@@ -335,7 +338,7 @@ class _Rates:
 
 
 def _newer(before: float | None, count: int, seconds: float) -> float | None:
-    if seconds <= 0:  # what came at once was waiting to be read: nothing was measured
+    if seconds < MEASURED_S_MIN or count <= 0:  # what came at once had waited to be read: nothing was measured
         return before
     rate = count / seconds
     return rate if before is None else before + (rate - before) * NEWEST_SHARE
