@@ -84,6 +84,7 @@ class Events:
     roster: Callable[[Roster], None] = lambda roster: None
     moved: Callable[[str, Sequence[str]], None] = lambda mesh_id, addresses: None
     cloned: Callable[[str], None] = lambda address: None
+    slept: Callable[[], None] = lambda: None
     wrong_version: Callable[[str, Hello], None] = lambda peer, hello: None
 
 
@@ -313,6 +314,7 @@ class Agent:
     def _woke_up(self, gap_s: float) -> None:
         log.warning("the machine slept, or was stopped; joining again", extra={"seconds": round(gap_s, 1)})
         self._dialler.wake_all()
+        self._events.slept()
 
     def _carry(self, effects: Sequence[Effect]) -> None:
         for effect in effects:

@@ -32,7 +32,7 @@ class Channel(Protocol):
         ...
 
     async def send(self, data: bytes) -> None:
-        """Hands `data` to the network; waits while its buffers are full. Raises Unreachable when the channel is over."""
+        """Hands `data` to the network; waits while its buffers are full. Raises Unreachable when it is over."""
         ...
 
     async def receive(self) -> bytes | None:

@@ -218,7 +218,9 @@ class Neighbours:
         mine = [h for h in holdings if h.fact.id == model_id or h.fact.sha256 in same]
         if not mine:
             raise ModelNotFound(f"No peer has the model {model_id} any more.", param="model")
-        return [self._candidate(h, now) for h in mine if h.fact.is_usable]
+        usable = [h for h in mine if h.fact.is_usable]
+        # Where nobody can serve it, this peer is asked all the same if it has the file: it says why not.
+        return [self._candidate(h, now) for h in usable or mine if h.fact.is_usable or h.known is None]
 
     def target(self, peer: str, model_id: str) -> Target | None:
         """How `peer` is reached now, and what it calls the model; None when it is not to be reached."""

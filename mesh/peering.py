@@ -93,6 +93,7 @@ class Peering:
         self._choice = interfaces.read(config.ip or "")
         self._discovery: Discovery | None = None
         self._seeds: Seeds | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._run_dir = RunDir(config.run_dir)
         self.identity = identity
         self.home = Home(
@@ -106,44 +107,8 @@ class Peering:
         self.tls = Tls(identity)
         self.tls.update(self.home.roster)
         self.port = PeerPort(self.tls, roster=lambda: self.home.roster)
-        self.agent = Agent(
-            me=identity.peer_id,
-            run=int(time.time() * 1000),
-            home=self.home,
-            network=self.port,
-            about=About(version=our_version(), eligibility=ELIGIBILITY[config.coordinator]),
-            config=gossip,
-            rng=random.Random(self._rng.getrandbits(64)),
-            events=Events(
-                avoid=neighbours.avoid,
-                regained=neighbours.regained,
-                member=self._member_changed,
-                fact=self._fact_changed,
-                coordinator=self._coordinator_changed,
-                roster=self._roster_changed,
-                moved=self._moved,
-                cloned=self._cloned,
-                wrong_version=self._wrong_version,
-            ),
-        )
-        self.meeting = Meeting(
-            identity=identity,
-            name=config.name,
-            home=self.home,
-            agent=self.agent,
-            network=self.port,
-            secret=self._secret,
-            addresses=self.addresses,
-            said=Said(
-                asking=lambda mesh, members, digits: self._say(news.found(mesh, members, digits)),
-                not_joined=lambda mesh, reason: self._say(news.not_joined(mesh, reason)),
-                joined=lambda mesh, members: self._say(news.joined(mesh, members)),
-                asked=lambda name, digits, address: self._say(news.asked(name, digits, address)),
-                admitted=lambda name, short_id, via: self._say(news.admitted(name, short_id, via)),
-            ),
-            now_s=time.time,
-            rng=random.Random(self._rng.getrandbits(64)),
-        )
+        self.agent = self._new_agent(gossip)
+        self.meeting = self._new_meeting()
         self.port.add(self.meeting.routes())
         self.overview = MeshOverview(
             agent=self.agent,
@@ -161,6 +126,49 @@ class Peering:
             overview=self.overview,
             now_s=time.time,
             tell_door=self._tell_door,
+        )
+
+    def _new_agent(self, gossip: GossipConfig) -> Agent:
+        return Agent(
+            me=self.identity.peer_id,
+            run=int(time.time() * 1000),
+            home=self.home,
+            network=self.port,
+            about=About(version=our_version(), eligibility=ELIGIBILITY[self._config.coordinator]),
+            config=gossip,
+            rng=random.Random(self._rng.getrandbits(64)),
+            events=Events(
+                avoid=self._neighbours.avoid,
+                regained=self._neighbours.regained,
+                member=self._member_changed,
+                fact=self._fact_changed,
+                coordinator=self._coordinator_changed,
+                roster=self._roster_changed,
+                moved=self._moved,
+                cloned=self._cloned,
+                slept=self._slept,
+                wrong_version=self._wrong_version,
+            ),
+        )
+
+    def _new_meeting(self) -> Meeting:
+        return Meeting(
+            identity=self.identity,
+            name=self._config.name,
+            home=self.home,
+            agent=self.agent,
+            network=self.port,
+            secret=self._secret,
+            addresses=self.addresses,
+            said=Said(
+                asking=lambda mesh, members, digits: self._say(news.found(mesh, members, digits)),
+                not_joined=lambda mesh, reason: self._say(news.not_joined(mesh, reason)),
+                joined=lambda mesh, members: self._say(news.joined(mesh, members)),
+                asked=lambda name, digits, address: self._say(news.asked(name, digits, address)),
+                admitted=lambda name, short_id, via: self._say(news.admitted(name, short_id, via)),
+            ),
+            now_s=time.time,
+            rng=random.Random(self._rng.getrandbits(64)),
         )
 
     @property
@@ -410,6 +418,13 @@ class Peering:
                 fix="make it a machine of its own: llm-router identity reset, then llm-router",
             )
         )
+
+    def _slept(self) -> None:
+        """The network may be another one, and others may have gone on without us."""
+        if self._seeds is not None:
+            self._seeds.wake()
+        if self._discovery is not None:
+            self._refreshing = self._loop.create_task(self._discovery.refresh(), name="mDNS after sleep")
 
     def _wrong_version(self, peer: str, hello: Hello) -> None:
         self.overview.wrong_versions[peer] = hello.version

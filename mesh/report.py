@@ -72,7 +72,7 @@ class Report:
         self._hardware = hardware
         self._engine = engine
         self._max_loaded = max_loaded
-        self._serves = serves and loading.has_engine
+        self._serves = serves
         self._client_port = client_port
         self._contexts: dict[tuple[str, int], int] = {}
         self._inventory: Inventory | None = None
@@ -180,7 +180,7 @@ class Report:
             created=int(model.added_at),
             slots=self._loading.slots or SLOTS,
             load_s=round(load_s or 0.0, 2),
-            is_usable=context > 0 and model.id not in resting,
+            is_usable=self._loading.has_engine and context > 0 and model.id not in resting,
             aliases=tuple(dict.fromkeys((*model.aliases, model.path.stem))),
         )
 
