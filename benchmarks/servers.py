@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,40 +53,43 @@ def ours(model: Path, *, slots: int, context: int, threads: int) -> Iterator[Ser
         ]  # fmt: skip
         if context:
             command += ["--context", str(context)]
-        with _running("llm-router", command) as process:
+        with running("llm-router", command) as process:
             control = Path(folder) / "control.json"
-            _until(lambda: control.exists() and "port" in control.read_text(), process)
+            until(lambda: control.exists() and "port" in control.read_text(), process)
             port = json.loads(control.read_text())["port"]
-            _until(lambda: _answers(port, "/ready"), process)
+            until(lambda: answers(port, "/ready"), process)
             yield Server(name="llm-router", port=port, process=process, model="bench")
 
 
 @contextlib.contextmanager
 def llama_server(binary: Path, model: Path, *, slots: int, context: int, threads: int) -> Iterator[Server]:
     """llama.cpp's own server, same number of slots and threads, unified KV cache of the same size."""
-    port = _free_port()
+    port = free_port()
     command = [
         str(binary), "-m", str(model), "--port", str(port), "-np", str(slots), "-c", str(context), "-kvu",
         "-t", str(threads), "-tb", str(threads), "--log-disable",
     ]  # fmt: skip
-    with _running("llama-server", command) as process:
-        _until(lambda: _answers(port, "/health"), process)
+    with running("llama-server", command) as process:
+        until(lambda: answers(port, "/health"), process)
         yield Server(name="llama-server", port=port, process=process, model="bench")
 
 
 @contextlib.contextmanager
 def locked_llama(model: Path, *, context: int, threads: int) -> Iterator[Server]:
     """llama-cpp-python's high-level Llama behind a lock: what most small Python servers do."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.locked", str(model), str(port), str(context), str(threads)]
-    with _running("Llama + lock", command) as process:
-        _until(lambda: _answers(port, "/health"), process)
+    with running("Llama + lock", command) as process:
+        until(lambda: answers(port, "/health"), process)
         yield Server(name="Llama + lock", port=port, process=process, model="bench")
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+def running(name: str, command: list[str], env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=env
+    )
     try:
         yield process
     finally:
@@ -98,15 +102,17 @@ def _running(name: str, command: list[str]) -> Iterator[subprocess.Popen[bytes]]
             process.wait(5)
 
 
-def _until(ready: object, process: subprocess.Popen[bytes]) -> None:
+def until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Waits for it. Raises RuntimeError when the process ends before, or after START_S."""
     deadline = time.monotonic() + START_S
-    while not ready():  # type: ignore[operator]
+    while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{process.args!r} did not start (exit code {process.poll()})")
         time.sleep(0.1)
 
 
-def _answers(port: int, path: str) -> bool:
+def answers(port: int, path: str) -> bool:
+    """Whether GET `path` is answered with 200."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as response:
             return bool(response.status == 200)
@@ -114,9 +120,8 @@ def _answers(port: int, path: str) -> bool:
         return False
 
 
-def _free_port() -> int:
-    import socket
-
+def free_port() -> int:
+    """A port that nobody had a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
