@@ -17,8 +17,8 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -61,6 +61,7 @@ class HopRoutes:
         self._limits = _limits(limits)
         self._peer_of = peer_of
         self._in_flight = InFlight()
+        self._tasks: dict[str, set[asyncio.Task[Any]]] = {}  # of each ingress
 
     @property
     def active_requests(self) -> int:
@@ -69,6 +70,11 @@ class HopRoutes:
     async def stop(self, drain_s: float) -> None:
         """Ends what still runs after `drain_s` seconds; each ingress is told to go on elsewhere."""
         await self._in_flight.stop(drain_s)
+
+    def gone(self, peer: str) -> None:
+        """Ends what `peer` asked for: it is dead, and its connections do not know it yet."""
+        for task in tuple(self._tasks.get(peer, ())):
+            task.cancel()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         return await self._answered(request, lambda stream, forwarder: self._chat(request, stream, forwarder, "chat"))
@@ -85,7 +91,7 @@ class HopRoutes:
         self, request: web.Request, fill: Callable[[EventStream, Forwarder], Awaitable[None]]
     ) -> web.StreamResponse:
         """The border of this port: whatever happens becomes an answer, but a disconnect."""
-        with self._in_flight.entered():
+        with self._in_flight.entered(), self._asked_by(self._peer_of(request)):
             async with EventStream(request, self._facet.heartbeat_s) as stream:
                 try:
                     await fill(stream, self._forwarder(request))
@@ -102,6 +108,19 @@ class HopRoutes:
                     message = "Something went wrong inside the peer that served it; its log says more."
                     return await self._failed(stream, InferenceError(message, code="internal_error"))
             return stream.response
+
+    @contextmanager
+    def _asked_by(self, peer: str) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks = self._tasks.setdefault(peer, set())
+        tasks.add(task)
+        try:
+            yield
+        finally:
+            tasks.discard(task)
+            if not tasks:
+                self._tasks.pop(peer, None)
 
     async def _failed(self, stream: EventStream, error: InferenceError) -> web.StreamResponse:
         await stream.hush()

@@ -231,6 +231,24 @@ async def test_ingress_that_hangs_up_ends_the_request() -> None:
             await peer.script.is_closed.wait()
 
 
+async def test_ingress_that_died_without_a_word_ends_its_requests_and_no_others() -> None:
+    async with port(heartbeat_s=0.05) as peer:
+        peer.script.gate.clear()
+        asking = asyncio.create_task(peer.ask())
+        async with asyncio.timeout(10):
+            while not peer.script.asked:
+                await asyncio.sleep(0.01)
+        peer.routes.gone("somebody else")
+        await asyncio.sleep(0.1)
+        assert peer.routes.active_requests == 1
+        peer.routes.gone("tower")
+        async with asyncio.timeout(10):
+            await peer.script.is_closed.wait()
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+        assert peer.routes.active_requests == 0
+
+
 @pytest.mark.parametrize("is_open", [False, True])
 async def test_stop_tells_the_ingress_that_this_peer_leaves(is_open: bool) -> None:
     async with port(heartbeat_s=0.05 if is_open else 10.0) as peer:
