@@ -51,7 +51,7 @@ from gossip.frames import (
     common_version,
     framed,
 )
-from gossip.home import Home
+from gossip.home import DoorWord, Home
 from gossip.identity import short
 from gossip.link import Link
 from gossip.member import About, Fact, MemberView
@@ -151,13 +151,13 @@ class Agent:
         self._carry(self._core.leave(self._now()))
         await asyncio.gather(*(link.flushed(1.0) for link in list(self._links.values())))
 
-    async def adopt(self, roster: Roster) -> None:
+    async def adopt(self, roster: Roster, word: DoorWord | None = None) -> None:
         """Moves to the mesh of `roster`, which has this peer in it. The old members are told where to."""
         moved = framed(Moved(mesh_id=roster.mesh_id, addresses=self._about.addresses))
         for link in self._links.values():
             link.put(moved, self._now())
         await self._said_goodbye()
-        self._home.move(roster)
+        self._home.move(roster, word)
         self._changed_mesh()
 
     async def leave_for(self, go: Callable[[], None]) -> None:

@@ -77,10 +77,12 @@ class Home:
         self._roster = roster
         self._save(statements=roster.to_wire())
 
-    def move(self, roster: Roster) -> None:
-        """Another mesh: nothing of the old one is kept but addresses."""
+    def move(self, roster: Roster, word: DoorWord | None = None) -> None:
+        """Another mesh, with the word about its door: nothing of the old one is kept but addresses."""
         self._roster = roster
         self._state = MeshState(mesh_id=roster.mesh_id, statements=roster.to_wire(), addresses=self._state.addresses)
+        if word is not None:
+            self.heard(word)
         self._save()
 
     def leave(self, door_s: float) -> None:

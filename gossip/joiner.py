@@ -59,12 +59,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """The mesh this peer is now in, and who let it in. `mode` is how."""
+    """The mesh this peer is now in, and who let it in. `mode` is how; `word` is about its door (gossip.home)."""
 
     roster: Roster
     member: PeerId
     address: str
     mode: Mode
+    word: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ async def join(
             raise JoinClosed("by itself this machine does not join that mesh")
         told = dataclasses.replace(talk, mesh_id=welcome.summary.mesh_id)
         roster = await _enter(told, joiner, welcome.mode, welcome=welcome, is_wanted=is_wanted, waiting=waiting)
-        return Joined(roster=roster, member=talk.member, address=address, mode=welcome.mode)
+        return Joined(roster=roster, member=talk.member, address=address, mode=welcome.mode, word=welcome.word)
 
 
 async def join_by_token(token: Token, joiner: Joiner) -> Joined:
@@ -126,7 +127,8 @@ async def join_by_token(token: Token, joiner: Joiner) -> Joined:
                 proof = Proof(proof=proof_of(token.secret, talk.certificate))
                 talk.checked(await talk.roster("token", proof))
                 roster = await _enter(talk, joiner, "token", secret=token.secret)
-                return Joined(roster=roster, member=talk.member, address=address, mode="token")
+                word = await talk.word(joiner)
+                return Joined(roster=roster, member=talk.member, address=address, mode="token", word=word)
         except (JoinUnreachable, NotThatMesh) as error:
             trouble = error
     raise trouble
@@ -140,7 +142,7 @@ async def join_on_this_machine(address: str, member: PeerId, secret: str, joiner
         if talk.member != member:
             raise NotThatMesh(f"another peer than {short(member)} listens at {address}")
         roster = await _enter(talk, joiner, "local", secret=secret)
-        return Joined(roster=roster, member=member, address=address, mode="local")
+        return Joined(roster=roster, member=member, address=address, mode="local", word=await talk.word(joiner))
 
 
 async def _enter(
@@ -205,6 +207,13 @@ class _Talk:
         """The answer to a question that has one kind of answer."""
         status, body = await self._post(path, message)
         return _understood(kind, body) if status == 200 else _refused(status, body)
+
+    async def word(self, joiner: Joiner) -> bytes:
+        """About the mesh's door, for who came in another way; empty when it is not told."""
+        try:
+            return (await self.ask("hello", Hello(summary=joiner.summary), Welcome)).word
+        except JoinError:
+            return b""
 
     async def roster(self, path: str, message: object) -> tuple[bytes, ...]:
         status, body = await self._post(path, message)

@@ -79,11 +79,12 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """`mode` is what to ask for, or none. `name` is the mesh's."""
+    """`mode` is what to ask for, or none. `name` is the mesh's, and so is the `word` about its door (gossip.home)."""
 
     summary: MeshSummary
     name: str
     mode: Plan
+    word: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,8 @@ class JoinServer:
 
     `admitted` is called with each roster that has one more member, before the joiner hears of it; `tokens` with what
     must be on disk by then; `changed` whenever who waits did. `door_state` is what the door makes of machines now:
-    guests, once the mesh is claimed. `is_closed` answers everybody with 404. `now` is monotonic, `now_s` unix seconds.
+    guests, once the mesh is claimed. `is_closed` answers everybody with 404. `word` is what is known of the door
+    (gossip.home), for who comes in. `now` is monotonic, `now_s` unix seconds.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class JoinServer:
         door_state: Callable[[], State] = lambda: "active",
         is_closed: Callable[[], bool] = lambda: False,
         changed: Callable[[], None] = lambda: None,
+        word: Callable[[], bytes] = lambda: b"",
     ) -> None:
         self._identity = identity
         self._roster = roster
@@ -178,6 +181,7 @@ class JoinServer:
         self._door_state = door_state
         self._is_closed = is_closed
         self._changed = changed
+        self._word = word
         self._reading: list[str] = []
 
     def routes(self) -> list[tuple[str, str, Handler]]:
@@ -228,7 +232,7 @@ class JoinServer:
         mode = plan(hello.summary, mine)
         if hello.is_wanted and hello.summary.mesh_id != mine.mesh_id:
             mode = "door" if mine.door_open else "ask"
-        return _answer(Welcome(summary=mine, name=self._mesh_name(), mode=mode))
+        return _answer(Welcome(summary=mine, name=self._mesh_name(), mode=mode, word=self._word()))
 
     async def _token(self, request: web.Request, body: bytes) -> web.Response:
         proof = unpack(Proof, body)

@@ -30,7 +30,7 @@ from gossip.errors import (
     TokenRefused,
     UnknownPeer,
 )
-from gossip.home import Home
+from gossip.home import Home, word_in, word_out
 from gossip.identity import Identity, peer_id_of, short
 from gossip.interfaces import joined as joined_address
 from gossip.interfaces import split
@@ -166,6 +166,7 @@ class Meeting:
             door_state=lambda: "guest" if home.is_claimed else "active",
             is_closed=lambda: agent.is_leaving,
             changed=self._tell,
+            word=lambda: word_out(home.word),
         )
 
     def routes(self) -> list[PeerRoute]:
@@ -438,7 +439,7 @@ class Meeting:
         """This peer is in another mesh now."""
         if joined.roster.mesh_id == self._home.roster.mesh_id:
             return
-        await self._agent.adopt(joined.roster)
+        await self._agent.adopt(joined.roster, word_in(joined.word))
         self._agent.hinted(joined.member, (joined.address,))
         self._said.joined(self._home.mesh_name, len(joined.roster.members))
 

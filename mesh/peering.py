@@ -406,6 +406,7 @@ class Peering:
 
     def _roster_changed(self, roster: Roster) -> None:
         self.tls.update(roster)
+        self._tell_door()  # of another mesh: the old one's word must not open this one's door
         self._neighbours.forget(set(roster.members))
         self.meeting.roster_changed(roster)
         if self._discovery is not None:
