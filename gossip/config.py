@@ -31,8 +31,8 @@ class GossipConfig:
     # Each rumour goes out retransmit_mult * ceil(log10(n + 1)) times.
     retransmit_mult: int = 4
     gossip_to_dead_s: float = 30.0
-    # Framing included, what a message may grow to by what rides on it: one TCP segment.
-    message_bytes: int = 1300
+    # What may ride on a message: so that with framing it fits one TCP segment.
+    message_bytes: int = 1100
     # --- sync and retries
     sync_interval_s: float = 30.0
     retry_interval_s: float = 30.0

@@ -44,8 +44,8 @@ class Facts:
     ) -> None:
         self._members, self._config, self._timers = members, config, timers
         self._outbox, self._broadcasts, self._bulk = outbox, broadcasts, bulk
-        # The fast facts of others that I may still pass on, the newest last.
-        self._fresh: dict[Held, None] = {}
+        # The fast facts of others that I may still pass on, by how often they were, the newest last.
+        self._fresh: list[dict[Held, None]] = [{} for _ in range(config.fact_sends)]
         self._own_turn = 0
         self._told: dict[PeerId, int] = {}
         self._wanted: dict[tuple[str, str], _Wanted] = {}
@@ -84,13 +84,16 @@ class Facts:
 
     def merge(self, rows: Iterable[FactRow], teller: Member, now: float) -> None:
         """Fast facts of anyone."""
-        by_ref, fresh, tell = self._members.by_ref, self._fresh, self._outbox.tell
+        by_ref, tell = self._members.by_ref, self._outbox.tell
         for ref, key, version, value in rows:
             member = by_ref.get(ref)
             if member is None:
                 continue
             held = member.facts.get(key)
             if held is not None and version <= held.version:
+                if version == held.version:
+                    # it goes around without me
+                    self._passed_on(held)
                 continue
             if member is self._members.mine:
                 self._heard_mine(key, version, held, now)
@@ -102,9 +105,9 @@ class Facts:
                 if held is None:
                     continue
             held.version, held.value, held.received_at = version, value, now
+            self._not_fresh(held)
             held.is_fast, held.sent, held.teller = True, 0, teller.peer
-            fresh.pop(held, None)
-            fresh[held] = None
+            self._fresh[0][held] = None
             tell(FactChanged(peer=member.peer, key=key))
 
     def rows_for(self, target: Member, room: float) -> list[FactRow]:
@@ -118,29 +121,41 @@ class Facts:
                     rows.append((mine.ref, held.key, held.version, held.value))
                     room -= size
             self._told[target.peer] = self._own_turn
-        limit, done = self._config.fact_sends, []
-        for held in reversed(self._fresh):
-            size = ROW_BYTES + len(held.key) + len(held.value)
-            if size > room:
-                break
-            if held.owner is target or held.teller == target.peer:
-                continue
-            rows.append((held.owner.ref, held.key, held.version, held.value))
-            room -= size
-            held.sent += 1
-            if held.sent >= limit:
-                done.append(held)
-        for held in done:
-            del self._fresh[held]
+        chosen = []
+        for level in self._fresh:
+            for held in reversed(level):
+                if held.owner is target or held.teller == target.peer:
+                    continue
+                size = ROW_BYTES + len(held.key) + len(held.value)
+                if size > room:
+                    break
+                rows.append((held.owner.ref, held.key, held.version, held.value))
+                room -= size
+                chosen.append(held)
+        for held in reversed(chosen):
+            self._passed_on(held)
         return rows
+
+    def _passed_on(self, held: Held) -> None:
+        """Once more, by me or by another."""
+        level = self._fresh[held.sent] if held.sent < len(self._fresh) else None
+        if level is not None and held in level:
+            del level[held]
+            held.sent += 1
+            if held.sent < len(self._fresh):
+                self._fresh[held.sent][held] = None
+
+    def _not_fresh(self, held: Held) -> None:
+        if held.sent < len(self._fresh):
+            self._fresh[held.sent].pop(held, None)
 
     def pending_bytes(self) -> int:
         """About how much there is to pass on, enough to decide whether a message is worth its frame."""
-        return (len(self._fresh) + (1 if self._own_turn else 0)) * 64
+        return (sum(map(len, self._fresh)) + (1 if self._own_turn else 0)) * 64
 
     def is_news_to(self, target: Member) -> bool:
         """Would a message tell it anything?"""
-        return bool(self._fresh) or (self._own_turn > 0 and self._told.get(target.peer) != self._own_turn)
+        return any(self._fresh) or (self._own_turn > 0 and self._told.get(target.peer) != self._own_turn)
 
     # --- slow -------------------------------------------------------------------------------------
 
@@ -218,7 +233,7 @@ class Facts:
                 continue
             held.version, held.value, held.received_at = version, value, now
             held.is_fast, held.teller = False, teller.peer
-            self._fresh.pop(held, None)
+            self._not_fresh(held)
             self._members.hash(member)
             # told on only now: whoever hears of it can fetch it here
             self._broadcasts.news((member.ref, key, version))
@@ -251,7 +266,7 @@ class Facts:
         for member in gone:
             self._told.pop(member.peer, None)
             for held in member.facts.values():
-                self._fresh.pop(held, None)
+                self._not_fresh(held)
             for key in [key for peer, key in self._wanted if peer == member.peer]:
                 self._unwant(member, key)
         self._servings = deque((peer, held) for peer, held in self._servings if peer in self._members.by_peer)
