@@ -75,6 +75,11 @@ class Joiner:
     identity: Identity
     name: str
     summary: MeshSummary
+    port: int = 0
+
+    def hello(self, *, is_wanted: bool) -> Hello:
+        """The first thing it says. `port`: its own peer port, where the other side may call back."""
+        return Hello(summary=self.summary, is_wanted=is_wanted, port=self.port)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +95,7 @@ class Waiting:
 async def hello(address: str, joiner: Joiner, *, is_wanted: bool = False) -> Welcome:
     """What the mesh at this address says of itself, and how this machine would get in. Raises JoinError."""
     async with _talk(address) as talk:
-        return await talk.ask("hello", Hello(summary=joiner.summary, is_wanted=is_wanted), Welcome)
+        return await talk.ask("hello", joiner.hello(is_wanted=is_wanted), Welcome)
 
 
 async def join(
@@ -106,7 +111,7 @@ async def join(
     the other (with `is_wanted`, because a person said so, they are).
     """
     async with _talk(address) as talk:
-        welcome = await talk.ask("hello", Hello(summary=joiner.summary, is_wanted=is_wanted), Welcome)
+        welcome = await talk.ask("hello", joiner.hello(is_wanted=is_wanted), Welcome)
         if welcome.mode == "none":
             raise JoinClosed("by itself this machine does not join that mesh")
         told = dataclasses.replace(talk, mesh_id=welcome.summary.mesh_id)

@@ -53,7 +53,7 @@ from gossip.errors import (
     TokenRefused,
 )
 from gossip.identity import Identity, PeerId, peer_id_of, short, verify
-from gossip.interfaces import is_loopback, is_private_or_local
+from gossip.interfaces import is_loopback, is_private_or_local, joined
 from gossip.roster import Roster
 from gossip.statements import State, Via, clean_name
 from gossip.storage import StoredToken
@@ -71,10 +71,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """`is_wanted`: a person asked for this, so the rule of who joins whom by itself does not apply."""
+    """`is_wanted`: a person asked for this, so the rule of who joins whom by itself does not apply.
+
+    `port` is the caller's own peer port, 0 if it tells none: it may be for the other side to join this one, and a seed
+    leads one way only. Its address is the one that it calls from, so nobody can be sent elsewhere.
+    """
 
     summary: MeshSummary
     is_wanted: bool = False
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +150,10 @@ class JoinServer:
     """The handlers of one peer. Everything about the mesh is asked anew at each request.
 
     `admitted` is called with each roster that has one more member, before the joiner hears of it; `tokens` with what
-    must be on disk by then; `changed` whenever who waits did. `door_state` is what the door makes of machines now:
-    guests, once the mesh is claimed. `is_closed` answers everybody with 404. `word` is what is known of the door
-    (gossip.home), for who comes in. `now` is monotonic, `now_s` unix seconds.
+    must be on disk by then; `changed` whenever who waits did; `met` with where a stranger called from, and its mesh.
+    `door_state` is what the door makes of machines now: guests, once the mesh is claimed. `is_closed` answers everybody
+    with 404. `word` is what is known of the door (gossip.home), for who comes in. `now` is monotonic, `now_s` unix
+    seconds.
     """
 
     def __init__(
@@ -167,6 +173,7 @@ class JoinServer:
         is_closed: Callable[[], bool] = lambda: False,
         changed: Callable[[], None] = lambda: None,
         word: Callable[[], bytes] = lambda: b"",
+        met: Callable[[str, MeshSummary], None] = lambda address, summary: None,
     ) -> None:
         self._identity = identity
         self._roster = roster
@@ -181,6 +188,7 @@ class JoinServer:
         self._door_state = door_state
         self._is_closed = is_closed
         self._changed = changed
+        self._met = met
         self._word = word
         self._reading: list[str] = []
 
@@ -230,6 +238,8 @@ class JoinServer:
         self._require_near(request)
         mine = self._summary()
         mode = plan(hello.summary, mine)
+        if 0 < hello.port < 65_536:
+            self._met(joined(_addresses(request)[0], hello.port), hello.summary)
         if hello.is_wanted and hello.summary.mesh_id != mine.mesh_id:
             mode = "door" if mine.door_open else "ask"
         return _answer(Welcome(summary=mine, name=self._mesh_name(), mode=mode, word=self._word()))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from gossip import joiner
-from gossip.admission import Admission, Token, is_token, plan
+from gossip.admission import Admission, MeshSummary, Token, is_token, plan
 from gossip.agent import Agent
 from gossip.channel import Network, Unreachable
 from gossip.codec import CodecError, pack, unpack
@@ -196,6 +196,11 @@ class Meeting:
             if now >= self._next.get(address, 0.0) and address not in self._queued and not self._inbox.full():
                 self._queued.add(address)
                 self._inbox.put_nowait(address)
+
+    def _met(self, address: str, summary: MeshSummary) -> None:
+        """A stranger called: it may be for this side to join."""
+        if plan(self._home.summary(), summary) != "none":
+            self.hinted((address,), summary.mesh_id)
 
     async def offered(self, address: str) -> bool:
         """A seed leads here. True when a member of this mesh answers."""
@@ -531,7 +536,13 @@ class Meeting:
     # -- small things
 
     def _joiner(self) -> joiner.Joiner:
-        return joiner.Joiner(identity=self._identity, name=self._name, summary=self._home.summary())
+        addresses = self._addresses()
+        return joiner.Joiner(
+            identity=self._identity,
+            name=self._name,
+            summary=self._home.summary(),
+            port=split(addresses[0])[1] if addresses else 0,
+        )
 
     def _joined_answer(self) -> dict[str, Any]:
         roster = self._home.roster
