@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
 
 from gossip.errors import BadCertificate, UnusableIdentity
 from gossip.storage import private_folder, require_private, write_private
@@ -41,6 +41,16 @@ CERTIFICATE_BYTES_MAX = 2048
 
 _NOT_BEFORE = datetime(2020, 1, 1, tzinfo=UTC)
 _NOT_AFTER = datetime(2120, 1, 1, tzinfo=UTC)
+# What cryptography was seen to raise for bytes that are no certificate.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 _BEGIN_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -171,7 +181,7 @@ def _loaded(data: bytes, path: Path) -> Identity:
         at = data.index(_BEGIN_CERTIFICATE)
         certificate = x509.load_pem_x509_certificate(data[at:]).public_bytes(Encoding.DER)
         peer_id = peer_id_of(certificate)
-    except (ValueError, TypeError, UnsupportedAlgorithm, BadCertificate):
+    except (*_UNREADABLE, BadCertificate):
         raise UnusableIdentity(what, fix=fix) from None
     if not isinstance(key, Ed25519PrivateKey) or peer_id != peer_id_of_key(public_bytes(key.public_key())):
         raise UnusableIdentity(what, fix=fix)
@@ -233,10 +243,12 @@ def _peer_id_of(certificate_der: bytes) -> PeerId:
         key.verify(certificate.signature, certificate.tbs_certificate_bytes)
     except InvalidSignature:
         raise BadCertificate("the certificate is not signed by its own key") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except _UNREADABLE:
         raise BadCertificate("the certificate cannot be read") from None
     peer_id = peer_id_of_key(public_bytes(key))
-    if names != [peer_id] or not is_self_issued or is_authority:
+    # The outer name of the algorithm is not signed: it must be what the signature was checked as.
+    is_named = certificate.signature_algorithm_oid == SignatureAlgorithmOID.ED25519
+    if names != [peer_id] or not is_named or not is_self_issued or is_authority:
         raise BadCertificate("the certificate is none that a peer makes")
     return peer_id
 

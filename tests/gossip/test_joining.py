@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -42,7 +43,7 @@ from gossip.errors import (
 )
 from gossip.identity import Identity
 from gossip.joiner import Joiner, Waiting, hello, join, join_by_token, join_on_this_machine
-from gossip.joining import BODY_BYTES_MAX, Ask, Begun, Hello, JoinServer, Poll, Proof, Refusal, Reveal
+from gossip.joining import BODY_BYTES_MAX, Ask, Begun, Hello, JoinServer, Pending, Poll, Proof, Refusal, Reveal
 from gossip.roster import Roster
 from gossip.statements import State
 from gossip.storage import StoredToken
@@ -369,9 +370,40 @@ async def test_who_relays_a_request_under_another_certificate_is_refused(signs_i
         app = web.Application()
         app.router.add_post("/join/{path}", relay)
         async with listening(app, between.tls.server_context) as address:
-            with pytest.raises(NotThatMesh, match="in between"):
+            who_refuses = "joiner's signature" if signs_itself else "signed by another peer"
+            with pytest.raises(NotThatMesh, match=who_refuses):
                 await join(address, joiner)
     assert member.news == []
+
+
+async def test_who_takes_over_the_address_after_the_first_handshake_hears_nothing() -> None:
+    member, thief, joiner = Member(door=True), Member(door=True), newcomer()
+    contexts = [member.tls.server_context]
+    front = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def next_one(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = contexts.pop() if contexts else thief.tls.server_context
+
+    front.sni_callback = next_one
+    app = web.Application()
+    heard: list[bytes] = []
+    app.router.add_post("/join/{path}", recording(heard, b""))
+    async with asyncio.timeout(DEADLINE_S), listening(app, front) as address:
+        with pytest.raises(JoinUnreachable, match="certificate"):
+            await join(address, joiner)
+    assert not contexts
+    assert heard == []
+
+
+async def test_the_joiner_takes_no_digits_but_its_own() -> None:
+    member, joiner = Member(), newcomer()
+    app = web.Application()
+    pending = pack(Pending(digits="000 000", seconds_left=1))
+    for method, path, handler in member.server.routes():
+        app.router.add_route(method, path, _answering(handler, pending, status=202))
+    async with asyncio.timeout(DEADLINE_S), listening(app, member.tls.server_context) as address:
+        with pytest.raises(NotThatMesh, match="digits"):
+            await join(address, joiner)
 
 
 async def test_who_speaks_for_itself_on_both_sides_cannot_make_the_digits_equal() -> None:
@@ -426,10 +458,10 @@ async def test_the_joiner_believes_no_roster_without_itself_or_of_another_mesh()
                 await join(address, joiner)
 
 
-def _answering(handler: Handler, roster: bytes) -> Handler:
+def _answering(handler: Handler, revealed: bytes, status: int = 200) -> Handler:
     async def answering(request: web.Request) -> web.StreamResponse:
         answer = await handler(request)
-        return web.Response(body=roster) if request.path == "/join/reveal" else answer
+        return web.Response(body=revealed, status=status) if request.path == "/join/reveal" else answer
 
     return answering
 
@@ -542,18 +574,25 @@ async def test_a_body_above_16_kib_is_refused_whether_it_says_so_or_not() -> Non
             assert answer.status == 400
 
 
-async def test_slow_bodies_hold_five_places_for_ten_seconds_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("sources", "places"), [(["127.0.0.1"], 5), (["10.0.0.1"], 2), (["10.0.0.1", "10.0.0.2", "10.0.0.3"], 5)]
+)
+async def test_slow_bodies_hold_few_places_for_ten_seconds_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, sources: list[str], places: int
+) -> None:
     assert joining_module.BODY_S == 10
     monkeypatch.setattr(joining_module, "BODY_S", 0.5)
+    turns = itertools.cycle(sources)
+    monkeypatch.setattr(joining_module, "_addresses", lambda request: (next(turns), "10.0.0.9"))
     member, joiner = Member(door=True), newcomer()
     async with asyncio.timeout(DEADLINE_S), member.serving() as address:
         host, port = address.split(":")
         slow = []
-        for _ in range(5):
+        for _ in range(places):
             reader, writer = await asyncio.open_connection(host, int(port), ssl=stranger_context())
             writer.write(b"POST /join/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
             slow.append((reader, writer))
-        while len(member.server._reading) < 5:
+        while len(member.server._reading) < places:
             await asyncio.sleep(0.01)
         with pytest.raises(JoinBusy):
             await hello(address, joiner)

@@ -367,6 +367,32 @@ def test_a_peer_may_revoke_itself_and_what_it_keeps_for_itself_then_counts_again
     assert set(whole.members) == ids(0, 1)
 
 
+def test_what_a_puppet_keeps_of_the_thief_brings_no_second_puppet_in() -> None:
+    roster = functools.reduce(lambda grown, number: admitted(grown, 0, number), (1, 3), founded())
+    puppets = [by_hand(roster, 3, 4), by_hand(roster, 3, 5)]
+    made = [*puppets, revoked_by_hand(roster, 4, 1), revoked_by_hand(roster, 4, 3, {read(x).hash for x in puppets})]
+    whole = roster.revoke(who(1), who(3).peer_id, 2).merged(made)
+    assert set(whole.members) == ids(0)
+    assert whole.revoked == ids(1, 3)
+
+
+def test_a_puppet_made_a_guest_in_the_circle_is_no_guest_of_the_mesh() -> None:
+    roster = functools.reduce(lambda grown, number: admitted(grown, 0, number), (1, 3), founded())
+    made = [by_hand(roster, 3, 4), by_hand(roster, 3, 4, state="guest", revision=2), revoked_by_hand(roster, 4, 1)]
+    whole = roster.revoke(who(1), who(3).peer_id, 2).merged(made)
+    assert set(whole.members) == ids(0)
+
+
+def test_a_thief_that_revoked_itself_cannot_show_later_what_it_kept() -> None:
+    """It hides an entry behind a hash; who keeps its revocation of itself has not seen what the hash stands for."""
+    roster = admitted(admitted(founded(), 0, 1), 0, 3)
+    hidden = by_hand(roster, 3, 4)
+    itself = revoked_by_hand(roster, 3, 3, {read(hidden).hash})
+    seen_by_others = revoked_by_hand(roster, 0, 3, {read(itself).hash})
+    assert set(roster.merged([hidden, itself]).members) == ids(0, 1, 4)
+    assert set(roster.merged([hidden, itself, seen_by_others]).members) == ids(0, 1)
+
+
 thefts = st.lists(
     st.tuples(
         st.sampled_from(["entry", "guest", "revocation"]),
