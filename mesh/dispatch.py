@@ -235,6 +235,7 @@ class Dispatcher:
             self._holders.failed(step.candidate.peer, failure.how)
         if failure.final is not None:
             raise failure.final
+        self._metrics.request_moved(error.code, is_begun=record.tokens > 0)
         log.log(
             logging.DEBUG if isinstance(error, HolderFull) else logging.WARNING,
             "request goes on elsewhere",

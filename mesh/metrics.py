@@ -22,6 +22,11 @@ _STATUSES = {s.value for s in HTTPStatus} | {CLIENT_LEFT}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ROUTES_MAX = 200  # far above the route table
 
+_MOVE_REASONS = {
+    "peer_gone", "peer_silent", "peer_draining", "wedged", "worker_died", "holder_full", "overloaded",
+    "model_unavailable", "model_load_failed",
+}  # fmt: skip
+
 # From a cached prompt on a GPU to a long prompt on a CPU.
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -54,6 +59,12 @@ class Metrics:
         self._loads = Counter("llm_router_model_loads_total", "Model loads.", ["outcome"], registry=registry)
         self._unloads = Counter("llm_router_model_unloads_total", "Models unloaded.", registry=registry)
         self._crashes = Counter("llm_router_worker_crashes_total", "Workers that ended unasked.", registry=registry)
+        self._moves = Counter(
+            "llm_router_requests_moved_total",
+            "Requests tried again or continued, at another peer or here, by why and whether they had tokens.",
+            ["reason", "begun"],
+            registry=registry,
+        )
         self._http = Counter(
             "llm_router_http_requests_total", "HTTP requests.", ["route", "method", "status"], registry=registry
         )
@@ -77,6 +88,11 @@ class Metrics:
         self._tokens.labels("prompt").inc(usage.prompt_tokens)
         self._tokens.labels("completion").inc(usage.completion_tokens)
         self._tokens.labels("cached").inc(usage.cached_tokens)
+
+    def request_moved(self, reason: str | None, *, is_begun: bool) -> None:
+        """A try failed, and the request goes on: `reason` is the error's code."""
+        label = reason if reason in _MOVE_REASONS else "other"
+        self._moves.labels(label, "yes" if is_begun else "no").inc()
 
     def pool_event(self, event: Literal["loaded", "load_failed", "crashed", "unloaded"]) -> None:
         """What happened in the pool of models."""

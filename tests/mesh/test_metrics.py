@@ -33,6 +33,17 @@ def test_a_request_counts_once_with_its_tokens() -> None:
     assert value(metrics, "llm_router_request_duration_seconds_count", kind="chat") == 1
 
 
+def test_moves_are_counted_by_reasons_that_are_bounded() -> None:
+    metrics = Metrics()
+    for reason in ("peer_gone", "peer_gone", "what a peer wrote", None):
+        metrics.request_moved(reason, is_begun=True)
+    metrics.request_moved("holder_full", is_begun=False)
+    name = "llm_router_requests_moved_total"
+    assert value(metrics, name, reason="peer_gone", begun="yes") == 2
+    assert value(metrics, name, reason="other", begun="yes") == 2
+    assert value(metrics, name, reason="holder_full", begun="no") == 1
+
+
 def test_a_request_that_ended_before_its_first_token_has_no_ttft() -> None:
     metrics = Metrics()
     metrics.request_ended(
