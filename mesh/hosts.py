@@ -62,6 +62,12 @@ def lan_name(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def only_address(*, ip: str | None, bind: str) -> str:
+    """The one address to tell other peers: what a person set, or the only one that is bound; "": all there are."""
+    local = "127.0.0.1" if bind.lower() == "localhost" else bind
+    return ip or ("" if local in ("0.0.0.0", "::") else local)  # noqa: S104 - compared, not bound
+
+
 def is_loopback(host: str) -> bool:
     """True for 127.0.0.0/8, ::1 and localhost."""
     try:

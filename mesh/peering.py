@@ -43,7 +43,7 @@ from mesh.config import Config
 from mesh.errors import PortBusy, StartError
 from mesh.facts import DOOR
 from mesh.governing import Governing
-from mesh.hosts import MESH_NAME, has_ipv6_loopback
+from mesh.hosts import MESH_NAME, has_ipv6_loopback, only_address
 from mesh.neighbours import Neighbours
 from mesh.overview import MeshOverview
 from mesh.report import Report
@@ -90,7 +90,8 @@ class Peering:
         self._loop = asyncio.get_running_loop()
         self._client_port = 0
         self._secret = secrets.token_urlsafe(32)
-        self._choice = interfaces.read(config.ip or "")
+        self._only = only_address(ip=config.ip, bind=config.bind_address)
+        self._choice = interfaces.read(self._only)
         self._discovery: Discovery | None = None
         self._seeds: Seeds | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -357,7 +358,7 @@ class Peering:
             if self._seeds is not None:
                 self._seeds.wake()
 
-        await interfaces.watch(changed, before=self._choice, node_ip=self._config.ip or "")
+        await interfaces.watch(changed, before=self._choice, node_ip=self._only)
 
     async def _keep_written(self) -> None:
         while True:

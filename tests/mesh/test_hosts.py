@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from mesh.hosts import MESH_NAME, allowed_hosts, bound, has_ipv6_loopback, is_loopback, own_addresses
+from mesh.hosts import MESH_NAME, allowed_hosts, bound, has_ipv6_loopback, is_loopback, only_address, own_addresses
 
 
 def test_a_peer_that_is_not_open_listens_on_loopback_whatever_its_host_says() -> None:
@@ -59,3 +59,14 @@ def test_own_addresses_hold_loopback_without_a_zone() -> None:
 )
 def test_loopback_is_told_from_everything_else(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_others_are_told_no_address_that_the_peer_port_is_not_bound_to() -> None:
+    assert only_address(ip=None, bind="127.0.0.1") == "127.0.0.1"
+    assert only_address(ip=None, bind="localhost") == "127.0.0.1"
+    assert only_address(ip=None, bind="192.168.1.5") == "192.168.1.5"
+    assert only_address(ip=None, bind="0.0.0.0") == only_address(ip=None, bind="::") == ""
+
+
+def test_a_set_address_is_told_whatever_is_bound() -> None:
+    assert only_address(ip="10.0.0.7", bind="0.0.0.0") == only_address(ip="10.0.0.7", bind="172.17.0.2") == "10.0.0.7"
