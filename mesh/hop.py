@@ -69,6 +69,8 @@ UNREAD_BYTES_MAX = 64 * 1024
 # The end of a response follows its last event; without it the connection cannot serve again.
 END_S = 0.25
 LOOK_S_MIN = 0.01
+# A look that comes so late says more of this machine than of the peer.
+STALLED_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +263,8 @@ class _Watch:
         self._since: float | None = None  # since when somebody waits
         self._timeout: asyncio.Timeout | None = None
         self._probing: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(silence.silent_s, self._look)
+        self._due = self._loop.time() + silence.silent_s
+        self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._due, self._look)
 
     async def wait(self, coming: Awaitable[T]) -> T:
         """What comes. Raises PeerSilent when it does not."""
@@ -289,6 +292,8 @@ class _Watch:
 
     def _look(self) -> None:
         silence, now = self._silence, self._loop.time()
+        if self._since is not None and now - self._due > STALLED_S:
+            self._since = now  # it was this machine that stood still: what has come meanwhile is read first
         since = now if self._since is None else self._since
         due = since + silence.silent_s
         if now >= since + silence.silent_s_max:
@@ -297,7 +302,8 @@ class _Watch:
             due = since + silence.silent_s_max
             if self._probing is None:
                 self._probing = self._loop.create_task(self._probed(since), name="probe of a silent peer")
-        self._timer = self._loop.call_at(max(due, now + LOOK_S_MIN), self._look)
+        self._due = max(due, now + LOOK_S_MIN)
+        self._timer = self._loop.call_at(self._due, self._look)
 
     async def _probed(self, since: float) -> None:
         is_alive = await self._probe()

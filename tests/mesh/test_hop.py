@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -213,6 +214,20 @@ async def test_silent_peer_whose_probe_answers_is_left_all_the_same() -> None:
         with pytest.raises(PeerSilent, match=r"nothing for 0\.[67]"):
             await ask(ingress, attic)
         assert ingress.probes == ["attic"]
+
+
+async def test_ingress_that_stood_still_itself_blames_nobody() -> None:
+    """A closed laptop, or a machine that is short of everything."""
+    async with Mesh() as mesh:
+        attic = await mesh.holder("attic", "--rate 50 --tokens 40")
+        ingress = await mesh.ingress(silence=Silence(silent_s=0.3, silent_s_max=0.6))
+        ingress.dead.add("attic")
+        text = ""
+        async for chunk in ingress.hop.generate(target(attic), request(), OWN):
+            if len(text) < 100 <= len(text + chunk.text):
+                asyncio.get_running_loop().call_soon(time.sleep, 1.2)
+            text += chunk.text
+        assert text == answer("hello you", 40) and ingress.probes == []
 
 
 async def test_short_silence_is_forgiven() -> None:
