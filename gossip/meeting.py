@@ -166,6 +166,7 @@ class Meeting:
             door_state=lambda: "guest" if home.is_claimed else "active",
             is_closed=lambda: agent.is_leaving,
             changed=self._tell,
+            met=self._met,
             word=lambda: word_out(home.word),
         )
 
