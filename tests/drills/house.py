@@ -62,7 +62,7 @@ class House:
         self.peers: dict[str, Peer] = {}
         self._holders = holders
         self._env = env
-        self._env_of = env_of
+        self.env_of = {name: dict(given) for name, given in env_of.items()}
         self._flags_of = flags_of
 
     @classmethod
@@ -107,7 +107,7 @@ class House:
         if name in self._holders:
             models = self.folder / name / "models"
             flags += ["--models-dir", str(models if models.exists() else made(models))]
-        env = {**self._env, **self._env_of.get(name, {})}
+        env = {**self._env, **self.env_of.get(name, {})}
         peer = self.peers[name] = Peer.spawned(data_dir, *flags, env=env, host=self.lan[name])
         return peer
 
