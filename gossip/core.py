@@ -94,7 +94,7 @@ class Core:
             members=members, membership=self._membership, facts=self._facts, config=config, rng=rng, timers=timers,
             outbox=outbox, bulk=self._bulk, now=now,
         )  # fmt: skip
-        self._membership.second_opinion = self._prober.probe
+        self._membership.second_opinion = self._prober.doubt
         self._facts.outran = self._membership.outrun
         self._election = Election(
             me=me, run=run, eligibility=about.eligibility, rng=rng, now=now, claim=claim, config=config
@@ -209,7 +209,7 @@ class Core:
         if member is None:
             return []
         if self._membership.broken(member):
-            self._prober.probe(member, now, urgent=True)
+            self._prober.doubt(member, now, urgent=True)
         self._carry(self._election.disconnected(peer, now))
         return self._effects(now)
 

@@ -187,13 +187,12 @@ class Membership:
         self.proved(member)
 
     def broken(self, member: Member) -> bool:
-        """Its channel was reset, or a dial refused. True if it was believed to be there and is now avoided."""
+        """Its channel was reset, or a dial refused. True if it is avoided from now on; asking once is enough."""
         member.is_connected = False
-        if not member.is_live:
+        if not member.is_live or member.avoided:
             return False
-        if not member.avoided:
-            member.avoided = True
-            self._outbox.tell(Avoid(peer=member.peer))
+        member.avoided = True
+        self._outbox.tell(Avoid(peer=member.peer))
         return True
 
     # --- myself -----------------------------------------------------------------------------------

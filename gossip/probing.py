@@ -20,6 +20,9 @@ from gossip.timers import Timers
 # Pings for others that may be under way at once; more are not answered, which costs the asker a relay of three.
 RELAYING_MAX = 256
 RETRY_SHARE = 1 / 20
+# Rounds under way at once: of all kinds, and before one more is begun out of turn.
+ROUNDS_MAX = 64
+DOUBTS_MAX = 4
 
 
 class Prober:
@@ -65,10 +68,20 @@ class Prober:
             self._rng.shuffle(self._order)
         return None
 
-    def probe(self, member: Member, now: float, *, urgent: bool = False) -> None:
-        """A round for this member, unless one is under way. `urgent`: through others at once as well."""
+    def probe(self, member: Member, now: float) -> None:
+        """A round for this member, unless one is under way, or very many are."""
+        if member not in self._probing and len(self._rounds) < ROUNDS_MAX:
+            self._began(member, now)
+
+    def doubt(self, member: Member, now: float, *, urgent: bool = False) -> None:
+        """A round out of turn: another suspects it, or (`urgent`: through others at once) its channel broke.
+
+        Not when many are under way: then it is the network that broke, perhaps mine.
+        """
         seq = self._probing.get(member)
         if seq is None:
+            if len(self._rounds) >= DOUBTS_MAX:
+                return
             seq = self._began(member, now)
         if urgent and not self._rounds[seq].asked:
             self._ask_relays(self._rounds[seq], seq)

@@ -19,8 +19,8 @@ from gossip.messages import ALIVE, DEAD, FactRow, Gossip, NewsRow, Rumour
 from gossip.outbox import Outbox
 from gossip.timers import Timers
 
-# On a ping or ack even when the bucket is empty: a suspicion must be able to travel.
-ROOM_MIN = 256
+# On a ping or ack even when the bucket is empty, a few rumours: a suspicion must be able to travel.
+ROOM_MIN = 128
 # What a Gossip takes by itself.
 EMPTY_BYTES = 16
 
@@ -59,7 +59,9 @@ class Spreader:
 
     def carried(self, target: Member, now: float) -> Carried:
         """What to put on a message to this peer."""
-        room = min(self._config.message_bytes, max(ROOM_MIN, self._bucket.has(now)))
+        has = self._bucket.has(now)
+        in_deep_debt = has < -self._config.burst_s * self._config.bytes_per_s / 2
+        room = 0.0 if in_deep_debt else min(self._config.message_bytes, max(ROOM_MIN, has))
         claim = b""
         if self._claim_sends > 0:
             self._claim_sends -= 1
@@ -68,7 +70,8 @@ class Spreader:
         rumours, news, used = self._broadcasts.taken(
             room, self._members.count, is_counted=target.rank == ALIVE and not target.avoided
         )
-        return Carried(rumours, tuple(self._facts.rows_for(target, room - used)), news, claim)
+        facts = self._facts.rows_for(target, min(room, has) - used)
+        return Carried(rumours, tuple(facts), news, claim)
 
     def _again(self, now: float) -> None:
         self._timers.at(now + self._config.gossip_interval_s, self._again)

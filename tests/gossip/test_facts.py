@@ -162,7 +162,7 @@ def test_pushing_stops_when_the_bucket_is_empty_and_goes_on_when_it_fills() -> N
                 effects += core.receive(peer, CODEC.encode(Ack(seq=ping.seq)), now + 0.2)
         count += sum(len(each.data) + LAN.frame_overhead_bytes for each in effects if isinstance(each, Transmit))
         now += 0.2
-    assert 60 * 200 < count < 60 * 300 + 600 + 1000
+    assert 60 * 200 < count < 60 * 300 + 600 + 1000, count
 
 
 # --- slow ---------------------------------------------------------------------------------------------------------
