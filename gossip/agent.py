@@ -65,6 +65,8 @@ SLEPT_S = 5.0
 LATE_S = 0.25
 TICK_S_MAX = 1.0
 PENDING_S = 1.0
+PARTING_S = 0.5
+MEASURE_S = 10.0
 PENDING_MAX = 32
 CLONE_CHECK_S = 1.0
 STATEMENTS_PER_FRAME = 200
@@ -82,9 +84,11 @@ class Events:
     fact: Callable[[str, str], None] = lambda peer, key: None
     coordinator: Callable[[Claim | None], None] = lambda claim: None
     roster: Callable[[Roster], None] = lambda roster: None
+    expelled: Callable[[], None] = lambda: None
     moved: Callable[[str, Sequence[str]], None] = lambda mesh_id, addresses: None
     cloned: Callable[[str], None] = lambda address: None
     slept: Callable[[], None] = lambda: None
+    round_trip: Callable[[str, float], None] = lambda peer, seconds: None
     wrong_version: Callable[[str, Hello], None] = lambda peer, hello: None
 
 
@@ -140,6 +144,7 @@ class Agent:
             async with self._tasks:
                 self._tasks.create_task(self._drive(), name="gossip clock")
                 self._tasks.create_task(self._dialler.run(), name="gossip dialler")
+                self._tasks.create_task(self._measure(), name="gossip round trips")
                 self._carry(self._core.members_are(self._roles(), self._now()))
                 self._refresh()
         finally:
@@ -311,6 +316,15 @@ class Agent:
             before = now
             self._carry(self._core.tick(now))
 
+    async def _measure(self) -> None:
+        """How far the others are: one small question to each now and then."""
+        while True:
+            await asyncio.sleep(MEASURE_S * (0.75 + 0.5 * self._rng.random()))
+            for link in list(self._links.values()):
+                began = self._now()
+                if await self._answers(link, CLONE_CHECK_S):
+                    self._events.round_trip(link.peer, self._now() - began)
+
     def _woke_up(self, gap_s: float) -> None:
         log.warning("the machine slept, or was stopped; joining again", extra={"seconds": round(gap_s, 1)})
         self._dialler.wake_all()
@@ -331,6 +345,7 @@ class Agent:
                     self._events.regained(peer)
                 case MemberChanged():
                     self._dialler.state_is(effect.peer, effect.after)
+                    self._remember(effect.peer)
                     self._events.member(effect)
                 case FactChanged(peer=peer, key=key):
                     self._events.fact(peer, key)
@@ -341,6 +356,12 @@ class Agent:
                     self.run_id = run
         if effects:
             self._wake.set()
+
+    def _remember(self, peer: str) -> None:
+        """A member tells where it is: after a restart it may be for this peer to dial."""
+        view = self._core.member(peer)
+        if view is not None and view.state == "alive" and view.about.addresses and not self._home.addresses(peer):
+            self._home.remember(peer, view.about.addresses[0])
 
     def _send(self, to: str, data: bytes) -> None:
         now = self._now()
@@ -478,6 +499,17 @@ class Agent:
         self._tasks.create_task(link.channel.close(), name="closing")
         self._closed(link)
 
+    def _dismiss(self, link: Link) -> None:
+        """Hears nothing more on this link; what is on its way out (why it ends) still goes."""
+        self._closed(link)
+
+        async def part() -> None:
+            await link.flushed(PARTING_S)
+            link.end()
+            await link.channel.close()
+
+        self._tasks.create_task(part(), name="parting")
+
     async def _read(self, link: Link) -> None:
         while (data := await link.channel.receive()) is not None:
             if self._links.get(link.peer) is not link:
@@ -541,6 +573,8 @@ class Agent:
         self._home.set_roster(roster)
         self._flood(fresh, but=link)
         self._changed_roster()
+        if self.me not in roster.members:
+            self._events.expelled()
 
     def _changed_roster(self) -> None:
         roster = self._home.roster
@@ -548,7 +582,7 @@ class Agent:
         for peer, link in list(self._links.items()):
             if peer not in roster.members:
                 log.warning("a peer is no member any more", extra={"peer": short(peer)})
-                self._drop(link)
+                self._dismiss(link)
         self._carry(self._core.members_are(self._roles(), self._now()))
         self._refresh()
 

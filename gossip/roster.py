@@ -124,6 +124,11 @@ class Roster:
         """Those thrown out, for ever."""
         return frozenset(revocation.subject for revocation in self._standing.revocations)
 
+    def revoked_by(self, peer_id: PeerId) -> PeerId | None:
+        """Who threw it out, the first of several; None for one that nobody did."""
+        found = [r for r in self._standing.revocations if r.subject == peer_id]
+        return min(found, key=lambda r: (r.at, r.hash)).signer if found else None
+
     def may_revoke(self, peer_id: PeerId) -> bool:
         """True for active members who did not come by the door, or were trusted since."""
         member = self.members.get(peer_id)

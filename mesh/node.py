@@ -27,6 +27,7 @@ from inference.models.model import StoredModel
 from inference.models.pool import Pool, PoolLimits
 from inference.models.store import Store
 from mesh import control
+from mesh.affinity import Affinity
 from mesh.catalog import Catalog, look
 from mesh.cli.greeting import Start, draining, greeting
 from mesh.config import Config
@@ -215,6 +216,7 @@ class _Parts:
             name_of=lambda peer: self.peering.overview.name_of(peer),
             context_of=lambda peer: self.peering.tls.client_context(peer),
         )
+        affinity = Affinity()
         self.peering = Peering(
             config=config,
             identity=identity,
@@ -223,6 +225,8 @@ class _Parts:
             announce=announce,
             fail=stop.fail,
             is_draining=stop.asked.is_set,
+            came_back=affinity.forget,
+            gone=lambda peer: self.hop_routes.gone(peer),
         )
         self.hop = HopClient(probe=self.peering.agent.probe, reported=self.neighbours.reported)
         self.dispatcher = Dispatcher(
@@ -230,8 +234,11 @@ class _Parts:
             holders=self.neighbours,
             metrics=metrics,
             hop=self.hop,
+            affinity=affinity,
             mode=config.load_balancer_mode,
         )
+        facet = HopFacet(generate=local.generate, embed=local.embed, load=self.report.load_bytes)
+        self.hop_routes, self._routes = hop_routes(facet, Limits(), lambda request: request[MEMBER])
         stop.running = lambda: len(self.dispatcher.active())
         metrics.watch(
             active=lambda: len(self.dispatcher.active()),
@@ -243,9 +250,7 @@ class _Parts:
 
     def peer_routes(self) -> list[PeerRoute]:
         """What other peers may ask of this one."""
-        facet = HopFacet(generate=self.local.generate, embed=self.local.embed, load=self.report.load_bytes)
-        _, routes = hop_routes(facet, Limits(), lambda request: request[MEMBER])
-        return routes
+        return self._routes
 
     async def drained(self) -> None:
         """Lets what runs end, at most DRAIN_S, or until the second wish to stop; others' work goes on elsewhere."""

@@ -78,14 +78,18 @@ class Peering:
         announce: Callable[[str], None],
         fail: Callable[[StartError], None],
         is_draining: Callable[[], bool],
+        came_back: Callable[[str], None],
+        gone: Callable[[str], None],
         gossip: GossipConfig = LAN,
     ) -> None:
-        """`fail` ends the peer with an error."""
+        """`fail` ends the peer with an error; `came_back` and `gone` hear of members that live again, or no more."""
         self._config = config
         self._neighbours = neighbours
         self._report = report
         self._announce = announce
         self._fail = fail
+        self._came_back = came_back
+        self._gone = gone
         self._rng = random.Random(secrets.randbits(64))
         self._loop = asyncio.get_running_loop()
         self._client_port = 0
@@ -95,6 +99,9 @@ class Peering:
         self._discovery: Discovery | None = None
         self._seeds: Seeds | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._guests: set[str] = set()
+        self._known: set[str] = set()
         self._run_dir = RunDir(config.run_dir)
         self.identity = identity
         self.home = Home(
@@ -145,9 +152,11 @@ class Peering:
                 fact=self._fact_changed,
                 coordinator=self._coordinator_changed,
                 roster=self._roster_changed,
+                expelled=self._expelled,
                 moved=self._moved,
                 cloned=self._cloned,
                 slept=self._slept,
+                round_trip=self._neighbours.round_trip,
                 wrong_version=self._wrong_version,
             ),
         )
@@ -374,6 +383,9 @@ class Peering:
         log.info("peer is %s", event.after, extra={"peer": name, "id": short(event.peer), "before": event.before})
         if event.after == "alive":
             self.overview.wrong_versions.pop(event.peer, None)
+            self._came_back(event.peer)
+        if event.after in ("dead", "left"):
+            self._gone(event.peer)
         if event.after == "dead":
             self._announce(news.lost(name))
         elif event.after == "left":
@@ -407,11 +419,25 @@ class Peering:
 
     def _roster_changed(self, roster: Roster) -> None:
         self.tls.update(roster)
+        guests = {peer for peer, member in roster.members.items() if member.state == "guest"}
+        if guests - self._guests and roster.is_signer(self.agent.me):
+            self._say(news.guests([roster.name_of(peer) for peer in sorted(guests)]))
+        self._guests = guests
         self._tell_door()  # of another mesh: the old one's word must not open this one's door
         self._neighbours.forget(set(roster.members))
+        for peer in self._known - set(roster.members):
+            self._gone(peer)
+        self._known = set(roster.members)
         self.meeting.roster_changed(roster)
         if self._discovery is not None:
             self._discovery.update(mesh=roster.mesh_id[:16])
+
+    def _expelled(self) -> None:
+        """A member revoked this peer. It goes on, as a mesh of its own."""
+        roster = self.home.roster
+        by = roster.revoked_by(self.agent.me)
+        self._say(news.this_was_revoked(self.home.mesh_name, roster.name_of(by) if by is not None else "a member"))
+        self._leaving = self._loop.create_task(self.meeting.leave(), name="expelled")
 
     def _cloned(self, address: str) -> None:
         self._fail(
