@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from functools import partial
 
 from gossip.config import GossipConfig
 from tests.sim.watch import quantile
@@ -69,12 +70,12 @@ def _bytes(world: World, seconds: float, what: str) -> Iterator[str]:
 
 def _loss_of(world: World, what: str, end: object) -> Iterator[str]:
     assert callable(end)
-    coordinator = _coordinator(world)
-    victim = world.rng.choice([host for host in world.living() if host is not coordinator])
+    first = coordinator(world)
+    victim = world.rng.choice([host for host in world.living() if host is not first])
     others = [host for host in world.living() if host is not victim]
     began = world.now
     end(victim)
-    world.run_until(lambda: _dead(world, victim, began, others), began + 60, 0.25)
+    world.run_until(partial(is_dead, world, victim, began, others), began + 60, 0.25)
     watch = world.watch
     avoided = [at - began for at, _, other in watch.avoids if other is victim and at >= began]
     suspected = [at - began for at, _, other in watch.suspicions if other is victim and at >= began]
@@ -86,11 +87,11 @@ def _loss_of(world: World, what: str, end: object) -> Iterator[str]:
     )
 
 
-def _dead(world: World, victim: Host, since: float, others: list[Host]) -> bool:
+def is_dead(world: World, victim: Host, since: float, others: list[Host]) -> bool:
     return sum(1 for at, _, other in world.watch.deaths if other is victim and at >= since) >= len(others)
 
 
-def _coordinator(world: World) -> Host:
+def coordinator(world: World) -> Host:
     claim = next(host.core.coordinator for host in world.living() if host.core)
     assert claim is not None
     return world.by_peer[claim.peer]
@@ -99,14 +100,15 @@ def _coordinator(world: World) -> Host:
 def detection(peers: int, seed: int, runs: int, loss: float, config: GossipConfig) -> Iterator[str]:
     """A killed process and a lost machine, over many seeds."""
     for name in ("crash", "power_off"):
-        avoided, suspected, dead, last, false_deaths = [], [], [], [], 0
+        avoided, suspected, dead, last = list[float](), list[float](), list[float](), list[float]()
+        false_deaths = 0
         for at in range(runs):
             world = settled(peers, seed + at, config, loss=loss)
             world.run(world.now + 3 + world.rng.random())
-            victim = world.rng.choice([host for host in world.hosts if host is not _coordinator(world)])
+            victim = world.rng.choice([host for host in world.hosts if host is not coordinator(world)])
             began, others = world.now, [host for host in world.hosts if host is not victim]
             getattr(world, name)(victim)
-            world.run_until(lambda w=world, v=victim, b=began, o=others: _dead(w, v, b, o), began + 120, 0.5)
+            world.run_until(partial(is_dead, world, victim, began, others), began + 120, 0.5)
             watch = world.watch
             avoided += [t - began for t, _, other in watch.avoids if other is victim and t >= began]
             suspected += [t - began for t, _, other in watch.suspicions if other is victim and t >= began]
@@ -126,13 +128,13 @@ def detection(peers: int, seed: int, runs: int, loss: float, config: GossipConfi
 def failover(peers: int, seed: int, runs: int, loss: float, config: GossipConfig) -> Iterator[str]:
     """The coordinator's process killed, its machine lost: when everybody follows the next."""
     for name in ("crash", "power_off"):
-        taken, agreed = [], []
+        taken, agreed = list[float](), list[float]()
         for at in range(runs):
             world = settled(peers, seed + at, config, loss=loss)
             world.run(world.now + 5 + world.rng.random())
-            old, began = _coordinator(world), world.now
+            old, began = coordinator(world), world.now
             getattr(world, name)(old)
-            done = world.run_until(lambda w=world, o=old: _agree(w, w.living(), o), began + 60, 0.05)
+            done = world.run_until(partial(agree, world, world.living(), old), began + 60, 0.05)
             agreed.append(done - began if done else float("inf"))
             taken += [
                 t - began for t, host, claim in world.watch.offices
@@ -146,7 +148,7 @@ def failover(peers: int, seed: int, runs: int, loss: float, config: GossipConfig
         )
 
 
-def _agree(world: World, group: list[Host], but: Host | None = None) -> bool:
+def agree(world: World, group: list[Host], but: Host | None = None) -> bool:
     """The group follows one of itself."""
     claims = {host.core.coordinator for host in group if host.core}
     claim = claims.pop() if len(claims) == 1 else None
@@ -156,19 +158,19 @@ def _agree(world: World, group: list[Host], but: Host | None = None) -> bool:
 def splits(seed: int, runs: int, loss: float, config: GossipConfig) -> Iterator[str]:
     """Partitions: when each side has its coordinator, and after the heal all have one."""
     for small, large in ((2, 3), (2, 18), (5, 45)):
-        without, healed, known = [], [], []
+        without, healed, known = list[float](), list[float](), list[float]()
         for at in range(runs):
             world = settled(small + large, seed + at, config, loss=loss)
             world.run(world.now + 5 + world.rng.random())
-            coordinator = _coordinator(world)
-            others = [host for host in world.hosts if host is not coordinator]
+            first = coordinator(world)
+            others = [host for host in world.hosts if host is not first]
             # by turns the coordinator is with the many and with the few
             size = small if at % 2 == 0 else large
             lost = world.rng.sample(others, size)
             rest = [host for host in world.hosts if host not in lost]
             world.partition(rest, lost)
             began = world.now
-            done = world.run_until(lambda w=world, g=lost: _agree(w, g), began + 120, 0.05)
+            done = world.run_until(partial(agree, world, lost), began + 120, 0.05)
             without.append(done - began if done else float("inf"))
             world.run(max(world.now, began + 60))
             world.heal()

@@ -271,10 +271,11 @@ class World:
         self.watch.disturbed()
 
     def _next_retransmission(self, stream: Stream) -> float:
-        tries = 0
-        while stream.held_since + RTO_S * (2**tries - 1) < self.now:
-            tries += 1
-        return stream.held_since + RTO_S * (2**tries - 1)
+        when, wait = stream.held_since, RTO_S
+        while when < self.now:
+            when += wait
+            wait *= 2
+        return when
 
     def _flush(self, host: Host, other: Host, channel: Channel) -> None:
         if host.channels.get(other) is channel and not self.is_cut(host, other):
