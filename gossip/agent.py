@@ -106,8 +106,10 @@ class Agent:
         config: GossipConfig,
         rng: random.Random,
         events: Events | None = None,
+        versions: tuple[int, int] = (PROTO_MIN, PROTO_MAX),
     ) -> None:
-        """`run`: ms since the epoch at the start of this process."""
+        """`run`: ms since the epoch at the start of this process. `versions` of the wire that it speaks."""
+        self._versions = versions
         self.me = me
         self.run_id = run
         self._home = home
@@ -415,7 +417,7 @@ class Agent:
             return None
         if not isinstance(message, Hello):
             return None
-        if common_version(message) is None:
+        if common_version(message, self._versions) is None:
             log.warning(
                 "a peer speaks another version", extra={"peer": short(channel.peer), "version": message.version}
             )
@@ -432,8 +434,8 @@ class Agent:
     def _hello(self) -> Hello:
         roster = self._home.roster
         return Hello(
-            proto_min=PROTO_MIN,
-            proto_max=PROTO_MAX,
+            proto_min=self._versions[0],
+            proto_max=self._versions[1],
             mesh_id=roster.mesh_id,
             run=self.run_id,
             version=self._about.version,

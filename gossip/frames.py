@@ -82,7 +82,7 @@ def framed(message: FrameMessage) -> bytes:
     return FRAME + FRAMES.encode(message)
 
 
-def common_version(hello: Hello) -> int | None:
-    """The version that both sides speak; None when there is none."""
-    version = min(PROTO_MAX, hello.proto_max)
-    return version if version >= max(PROTO_MIN, hello.proto_min) else None
+def common_version(hello: Hello, ours: tuple[int, int]) -> int | None:
+    """The highest version that both sides speak, `ours` being lowest and highest; None when there is none."""
+    version = min(ours[1], hello.proto_max)
+    return version if version >= max(ours[0], hello.proto_min) else None

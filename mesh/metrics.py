@@ -6,7 +6,7 @@ nothing is measured; who measures calls these methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Literal
 
@@ -30,6 +30,8 @@ _MOVE_REASONS = {
 # From a cached prompt on a GPU to a long prompt on a CPU.
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+MEMBER_STATES = ("alive", "suspect", "dead", "left", "unknown")
 _HTTP_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300)
 
 
@@ -71,7 +73,29 @@ class Metrics:
         self._http_seconds = Histogram(
             "llm_router_http_request_duration_seconds", "HTTP requests.", ["route"], buckets=_HTTP_S, registry=registry
         )
+        self._lag = Histogram(
+            "llm_router_event_loop_lag_seconds",
+            "How late this peer's event loop was, sampled ten times a second.",
+            buckets=_LAG_S,
+            registry=registry,
+        )
         self._routes: set[str] = set()
+
+    def watch_mesh(
+        self, *, members: Callable[[], Mapping[str, int]], is_coordinator: Callable[[], bool], term: Callable[[], int]
+    ) -> None:
+        """Gauges of the mesh as this peer sees it; `members` by state, itself not among them. Call it once."""
+        gauge = Gauge(
+            "llm_router_mesh_members", "Other members of the mesh, by state.", ["state"], registry=self._registry
+        )
+        for state in MEMBER_STATES:
+            gauge.labels(state).set_function(lambda state=state: float(members().get(state, 0)))  # type: ignore[misc]
+        self._gauge("llm_router_mesh_is_coordinator", "1 when this peer coordinates.", is_coordinator)
+        self._gauge("llm_router_mesh_term", "The highest term heard of.", term)
+
+    def loop_lagged(self, seconds: float) -> None:
+        """One sample of the event loop's lateness."""
+        self._lag.observe(seconds)
 
     def watch(self, *, active: Callable[[], int], queued: Callable[[], int], models_loaded: Callable[[], int]) -> None:
         """Gauges that are read when somebody asks. Call it once."""

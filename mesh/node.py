@@ -36,6 +36,7 @@ from mesh.dispatch import Dispatcher
 from mesh.errors import StartError
 from mesh.hop import HopClient
 from mesh.hosts import allowed_hosts, bound, is_loopback, lan_name, own_addresses
+from mesh.lag import watched_lag
 from mesh.loading import SLOTS, Loading
 from mesh.local import LocalHolder
 from mesh.logs import hide
@@ -157,7 +158,10 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
         local = LocalHolder(pool=pool, resolve=catalog.resolve, slots=config.slots or SLOTS)
         parts = _Parts(config, hardware, engine, loading, pool, catalog, local, metrics, stop, announce)
         async with parts.hop as _, _listening(parts) as (listener, state):
-            fresh = tasks.create_task(catalog.keep_fresh(), name="catalog")
+            beside = [
+                tasks.create_task(catalog.keep_fresh(), name="catalog"),
+                tasks.create_task(watched_lag(metrics.loop_lagged), name="loop lag"),
+            ]
             try:
                 async with parts.peering.taking_part(listener.port, parts.peer_routes()):
                     found = _published(config, listener, parts.token)
@@ -173,7 +177,8 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
                         await listener.close(0 if stop.at_once.is_set() else 1.0)
                         control.withdraw(config.data_dir, found)
             finally:
-                fresh.cancel()
+                for task in beside:
+                    task.cancel()
         log.info("stopped")
 
 
@@ -244,6 +249,11 @@ class _Parts:
             active=lambda: len(self.dispatcher.active()),
             queued=self.dispatcher.queued,
             models_loaded=lambda: sum(s.state == "loaded" for s in pool.states()),
+        )
+        metrics.watch_mesh(
+            members=self.peering.overview.counts,
+            is_coordinator=lambda: self.peering.overview.is_coordinator,
+            term=lambda: self.peering.overview.term,
         )
         self.token = control.new_token()
         hide(self.token)

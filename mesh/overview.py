@@ -93,6 +93,23 @@ class MeshOverview:
         near = difflib.get_close_matches(wanted[:80], names, n=3, cutoff=0.0)
         raise UnknownPeer(f"There is no machine {wanted[:80]!r} in this mesh; nearest: {', '.join(near)}.", param="id")
 
+    def counts(self) -> dict[str, int]:
+        """How many other members are in each state."""
+        found: dict[str, int] = {}
+        for view in self._agent.members():
+            found[view.state] = found.get(view.state, 0) + 1
+        return found
+
+    @property
+    def is_coordinator(self) -> bool:
+        claim = self._agent.coordinator
+        return claim is not None and claim.peer == self._agent.me
+
+    @property
+    def term(self) -> int:
+        claim = self._agent.coordinator
+        return claim.term if claim is not None else 0
+
     # -- the facet's answers
 
     def overview(self) -> dict[str, Any]:
@@ -105,7 +122,7 @@ class MeshOverview:
         return {
             "mesh_id": self._home.roster.mesh_id,
             "name": self._home.mesh_name,
-            "term": claim.term if claim is not None else 0,
+            "term": self.term,
             "coordinator": coordinator,
             "self": {"id": str(uuid_of(self._agent.me)), "name": self.name_of(self._agent.me)},
             "door": self.door(),

@@ -6,11 +6,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gossip.agent import Agent, Events
 from gossip.config import LAN
 from gossip.election import Claim
+from gossip.frames import PROTO_MAX, PROTO_MIN
 from gossip.home import Home
 from gossip.identity import Identity
 from gossip.member import About
@@ -48,6 +49,8 @@ class Node:
     port: Port
     task: asyncio.Task[None] | None = None
     clones: int = 0
+    versions: tuple[int, int] = (PROTO_MIN, PROTO_MAX)
+    strange: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def me(self) -> str:
@@ -70,7 +73,8 @@ class Node:
             about=About(addresses=(self.port.address,), version="0.2"),
             config=LAN,
             rng=random.Random(self.rng.getrandbits(64)),
-            events=Events(cloned=cloned),
+            versions=self.versions,
+            events=Events(cloned=cloned, wrong_version=lambda peer, hello: self.strange.append((peer, hello.version))),
         )
         self.task = asyncio.create_task(self.agent.run())
 
@@ -266,6 +270,19 @@ def test_a_revoked_peer_is_dropped_by_everybody_within_two_seconds() -> None:
         assert all(not node.agent.is_connected(thief.me) for node in rest) and all_alive(rest)
 
     run(scenario, 4, seed=7)
+
+
+def test_two_that_have_no_version_in_common_say_so_and_stay_apart() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes[:2]))
+        newer = nodes[2]
+        newer.versions = (7, 9)
+        newer.live()
+        await until(lambda: any(peer == newer.me for peer, _ in nodes[0].strange), "it is named", 20.0)
+        await until(lambda: any(peer == nodes[0].me for peer, _ in newer.strange), "by both", 20.0)
+        assert all_alive(nodes[:2]) and newer.states()[nodes[0].me] != "alive"
+
+    run(scenario, 3, seed=9)
 
 
 def test_of_two_processes_with_one_identity_the_later_one_is_told() -> None:

@@ -44,6 +44,17 @@ def test_moves_are_counted_by_reasons_that_are_bounded() -> None:
     assert value(metrics, name, reason="holder_full", begun="no") == 1
 
 
+def test_the_mesh_is_counted_as_this_peer_sees_it() -> None:
+    metrics = Metrics()
+    metrics.watch_mesh(members=lambda: {"alive": 3, "dead": 1}, is_coordinator=lambda: True, term=lambda: 7)
+    metrics.loop_lagged(0.03)
+    name = "llm_router_mesh_members"
+    assert [value(metrics, name, state=state) for state in ("alive", "dead", "suspect")] == [3, 1, 0]
+    assert value(metrics, "llm_router_mesh_is_coordinator") == 1 and value(metrics, "llm_router_mesh_term") == 7
+    assert value(metrics, "llm_router_event_loop_lag_seconds_bucket", le="0.05") == 1
+    assert value(metrics, "llm_router_event_loop_lag_seconds_bucket", le="0.025") == 0
+
+
 def test_a_request_that_ended_before_its_first_token_has_no_ttft() -> None:
     metrics = Metrics()
     metrics.request_ended(
