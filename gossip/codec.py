@@ -9,6 +9,7 @@ Source: the msgpack specification; the checks are ours.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 import types
 import typing
@@ -80,14 +81,17 @@ def _unpacked(data: bytes) -> Any:
         raise CodecError(f"not msgpack as we write it: {type(error).__name__}") from None
 
 
-_FIELD_NAMES: dict[type, tuple[str, ...]] = {}
+_FIELDS_OF: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
 
-def _fields(message: Any) -> list[Any]:
-    names = _FIELD_NAMES.get(type(message))
-    if names is None:
-        names = _FIELD_NAMES[type(message)] = tuple(field.name for field in dataclasses.fields(message))
-    return [getattr(message, name) for name in names]
+def _fields(message: Any) -> tuple[Any, ...]:
+    fields_of = _FIELDS_OF.get(type(message))
+    if fields_of is None:
+        names = [field.name for field in dataclasses.fields(message)]
+        # attrgetter of one name gives no tuple
+        fields_of = operator.attrgetter(*names) if len(names) > 1 else lambda each: (getattr(each, names[0]),)
+        _FIELDS_OF[type(message)] = fields_of
+    return fields_of(message)
 
 
 # --- one check per type, made once ---------------------------------------------------------------------------------
@@ -240,20 +244,31 @@ def _made_for(cls: Any) -> Check:
     # `kinds` sees through TYPE_CHECKING only what is importable at run time.
     kinds = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
     fields = dataclasses.fields(cls)
-    checks = tuple((field.name, _check_of(kinds[field.name])) for field in fields)
-    missing_from = {field.name for field in fields if _has_default(field)}
+    names = tuple(field.name for field in fields)
+    checks = tuple(_check_of(kinds[name]) for name in names)
+    least = max((at + 1 for at, field in enumerate(fields) if not _has_default(field)), default=0)
+    setters = _setters(cls, names)
 
     def check(value: Any) -> Any:
         if type(value) is not tuple:
             raise CodecError(f"{cls.__name__} is no array")
-        given = {name: each(part) for (name, each), part in zip(checks, value, strict=False)}
-        if len(value) < len(checks):
-            for name, _ in checks[len(value) :]:
-                if name not in missing_from:
-                    raise CodecError(f"{cls.__name__} without {name}")
-        return cls(**given)
+        if setters is not None and len(value) >= len(checks):
+            made = object.__new__(cls)
+            for put, each, part in zip(setters, checks, value, strict=False):
+                put(made, each(part))
+            return made
+        if len(value) < least:
+            raise CodecError(f"{cls.__name__} without {names[len(value)]}")
+        return cls(**{name: each(part) for name, each, part in zip(names, checks, value, strict=False)})
 
     return check
+
+
+def _setters(cls: Any, names: tuple[str, ...]) -> tuple[Callable[[Any, Any], None], ...] | None:
+    """How slots are filled without the slow __init__ of a frozen class; None where that would leave something out."""
+    if hasattr(cls, "__post_init__") or not all(hasattr(vars(cls).get(name), "__set__") for name in names):
+        return None
+    return tuple(vars(cls)[name].__set__ for name in names)
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
