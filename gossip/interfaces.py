@@ -28,11 +28,24 @@ ADVERTISED_MAX = 8
 
 # Interfaces between a machine and something inside it, or the far end of a tunnel. A bridge that a person made (br0,
 # vmbr0) holds the LAN's own address and is none of these.
-_PSEUDO = re.compile(
-    r"(lo\d*|docker.*|br-[0-9a-f]+|bridge\d+|veth.*|podman.*|virbr.*|vnet\d.*|vmnet.*|vboxnet.*|cni.*|flannel.*|cali.*"
-    r"|kube.*|nerdctl.*|lxc.*|lxd.*|tun.*|tap.*|utun.*|wg.*|tailscale.*|zt.*|ppp.*|ipsec.*|ip6tnl.*|sit\d.*|gre.*"
-    r"|teredo.*|isatap.*|dummy.*|awdl.*|llw.*|anpi.*|vEthernet.*|Loopback.*)$",
-    re.IGNORECASE,
+_PSEUDO = tuple(
+    (re.compile(rf"({names})$", re.IGNORECASE), what)
+    for names, what in (
+        (r"lo\d*|Loopback.*|dummy.*", "leads back into this machine"),
+        (
+            r"docker.*|br-[0-9a-f]+|bridge\d+|veth.*|podman.*|virbr.*|vnet\d.*|vmnet.*|vboxnet.*|lxc.*|lxd.*|vEthernet.*",
+            "of containers or virtual machines",
+        ),
+        (
+            r"cni.*|flannel.*|cali.*|kube.*|nerdctl.*",
+            "of containers or virtual machines",
+        ),
+        (
+            r"tun.*|tap.*|utun.*|wg.*|tailscale.*|zt.*|ppp.*|ipsec.*|ip6tnl.*|sit\d.*|gre.*|teredo.*|isatap.*",
+            "a tunnel",
+        ),
+        (r"awdl.*|llw.*|anpi.*", "of Apple's own services"),
+    )
 )
 _LOCAL = tuple(
     ipaddress.ip_network(text)
@@ -79,7 +92,7 @@ def chosen(interfaces: Sequence[Interface], *, node_ip: str = "", default: str =
     inner: set[str] = set()
     for interface in sorted(interfaces, key=lambda i: i.name):
         usable = [text for text in interface.addresses if _is_usable(_bare(text))]
-        if _PSEUDO.match(interface.name):
+        if _pseudo(interface.name):
             inner.update(_bare(text) for text in interface.addresses)
         elif interface.is_up and usable:
             real.append((interface, usable))
@@ -96,6 +109,21 @@ def chosen(interfaces: Sequence[Interface], *, node_ip: str = "", default: str =
         networks=tuple(sorted(networks)),
         inner=frozenset(inner - set(found)),
     )
+
+
+def why_left_out(interface: Interface, choice: Choice) -> str:
+    """Why others are told no address of this interface; empty when they are."""
+    if any(_bare(text) in choice.advertised for text in interface.addresses):
+        return ""
+    if what := _pseudo(interface.name):
+        return what
+    if not interface.is_up:
+        return "not connected"
+    if not interface.addresses:
+        return "without an address"
+    if not any(_is_usable(_bare(text)) for text in interface.addresses):
+        return "link-local addresses only"
+    return "others are told first"
 
 
 def dial_order(hosts: Iterable[str], choice: Choice) -> tuple[str, ...]:
@@ -165,8 +193,13 @@ def split(address: str) -> tuple[str, int]:
 
 def read(node_ip: str = "") -> Choice:
     """This machine's choice, now. Takes about a millisecond; on Windows some more."""
+    return chosen(present(), node_ip=node_ip, default=_default_source())
+
+
+def present() -> list[Interface]:
+    """This machine's interfaces, now."""
     stats = psutil.net_if_stats()
-    interfaces = [
+    return [
         Interface(
             name=name,
             is_up=name in stats and stats[name].isup,
@@ -178,7 +211,6 @@ def read(node_ip: str = "") -> Choice:
         )
         for name, addresses in psutil.net_if_addrs().items()
     ]
-    return chosen(interfaces, node_ip=node_ip, default=_default_source())
 
 
 async def watch(
@@ -216,6 +248,11 @@ def _default_source() -> str:
 
 
 # -- kinds of addresses
+
+
+def _pseudo(name: str) -> str:
+    """What an interface is of that name, if it leads to no network; else empty."""
+    return next((what for pattern, what in _PSEUDO if pattern.match(name)), "")
 
 
 def _parsed(text: str) -> Address | None:

@@ -23,6 +23,7 @@ from gossip.interfaces import (
     read,
     split,
     watch,
+    why_left_out,
     with_prefix,
 )
 from tests.fixtures.lan import Lan, needs_lan
@@ -227,6 +228,29 @@ async def test_only_changes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert told == [second, first]
+
+
+@pytest.mark.parametrize(
+    ("interface", "reason"),
+    [
+        (Interface(name="eth0", is_up=True, addresses=("192.168.1.20/24",)), ""),
+        (Interface(name="docker0", is_up=True, addresses=("172.17.0.1/16",)), "of containers or virtual machines"),
+        (Interface(name="wg0", is_up=True, addresses=("10.8.0.2/24",)), "a tunnel"),
+        (Interface(name="lo", is_up=True, addresses=("127.0.0.1/8",)), "leads back into this machine"),
+        (Interface(name="awdl0", is_up=True, addresses=("fe80::1/64",)), "of Apple's own services"),
+        (Interface(name="eth1", is_up=False, addresses=("192.168.9.1/24",)), "not connected"),
+        (Interface(name="eth2", is_up=True), "without an address"),
+        (Interface(name="eth3", is_up=True, addresses=("fe80::2/64",)), "link-local addresses only"),
+    ],
+)
+def test_an_interface_that_nobody_is_told_of_has_its_reason(interface: Interface, reason: str) -> None:
+    lan = Interface(name="eth0", is_up=True, addresses=("192.168.1.20/24",))
+    assert why_left_out(interface, chosen([lan, interface])) == reason
+
+
+def test_an_address_that_a_person_set_leaves_all_others_out() -> None:
+    lan = Interface(name="eth0", is_up=True, addresses=("172.17.0.2/16",))
+    assert why_left_out(lan, chosen([lan], node_ip="192.168.1.31")) == "others are told first"
 
 
 def test_this_machine_can_be_read() -> None:
