@@ -148,7 +148,7 @@ class HopClient:
         reader = AnswerReader(None if generation.max_tokens is None else max(0, generation.max_tokens - made))
         async with self._answer(target, path_of(asked), body, forwarder, asked.id) as (response, watch):
             while True:
-                data = await watch.wait(response.content.readany())
+                data = await watch.read(response.content)
                 if not data:
                     raise PeerGone(f"The peer {target.name} ended the answer before it was complete.")
                 for said in reader.feed(data):
@@ -172,7 +172,7 @@ class HopClient:
         reader = EmbeddingsReader(asked)
         async with self._answer(target, EMBEDDINGS_PATH, body, forwarder, asked.id) as (response, watch):
             while reader.answer is None:
-                data = await watch.wait(response.content.readany())
+                data = await watch.read(response.content)
                 if not data:
                     raise PeerGone(f"The peer {target.name} ended the answer before it was complete.")
                 for load in reader.feed(data):
@@ -244,7 +244,7 @@ class HopClient:
 
     async def _refusal(self, target: Target, response: aiohttp.ClientResponse, watch: _Watch) -> InferenceError:
         body = b""
-        while len(body) <= REFUSAL_BYTES_MAX and (data := await watch.wait(response.content.readany())):
+        while len(body) <= REFUSAL_BYTES_MAX and (data := await watch.read(response.content)):
             body += data
         error, load = refusal_of(response.status, body)
         if load is not None:
@@ -262,6 +262,7 @@ class _Watch:
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None  # since when somebody waits
         self._timeout: asyncio.Timeout | None = None
+        self._content: aiohttp.StreamReader | None = None  # what is waited for, if not by `wait`
         self._probing: asyncio.Task[None] | None = None
         self._due = self._loop.time() + silence.silent_s
         self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._due, self._look)
@@ -276,10 +277,20 @@ class _Watch:
         except TimeoutError:
             if not timeout.expired():
                 raise  # somebody else's
-            silent_s = self._loop.time() - since
-            raise PeerSilent(f"The peer {self._name} has said nothing for {silent_s:.1f} s.") from None
+            raise self._silent(since) from None
         finally:
             self._since = self._timeout = None
+
+    async def read(self, content: aiohttp.StreamReader) -> bytes:
+        """The next bytes, as `wait` does but without a timeout of their own: it runs hundreds of times a second."""
+        self._since, self._content = self._loop.time(), content
+        try:
+            return await content.readany()
+        finally:
+            self._since = self._content = None
+
+    def _silent(self, since: float) -> PeerSilent:
+        return PeerSilent(f"The peer {self._name} has said nothing for {self._loop.time() - since:.1f} s.")
 
     def end(self) -> None:
         """Nobody will wait any more."""
@@ -313,7 +324,11 @@ class _Watch:
 
     def _give_up(self, since: float) -> None:
         """Ends the wait that began at `since`, if it still goes on."""
-        if self._since == since and self._timeout is not None:
+        if self._since != since:
+            return
+        if self._content is not None:
+            self._content.set_exception(self._silent(since))
+        elif self._timeout is not None:
             self._timeout.reschedule(self._loop.time())
 
 

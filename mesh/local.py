@@ -18,7 +18,7 @@ from typing import Literal
 
 from inference.chat import Chunk, EmbeddingRequest, Embeddings, Generation, Started
 from inference.engine.client import EngineClient
-from inference.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, PeerLeaving
+from inference.errors import DeadlineExceeded, InferenceError, InvalidRequest, ModelUnavailable, PeerLeaving
 from inference.models.model import StoredModel
 from inference.models.pool import Pool
 from mesh.metrics import Kind
@@ -100,9 +100,8 @@ class LocalHolder:
                     job.finished_at = job.now()
                     turn.end()
 
-                async with aclosing(engine.generate(request, on_finish=finished)) as chunks:
-                    while True:
-                        chunk = await job.next(chunks)
+                async with aclosing(engine.generate(request, on_begin=job.begin, on_finish=finished)) as chunks:
+                    async for chunk in chunks:
                         if chunk.started is not None:
                             job.started_at = job.now()
                             job.started = chunk.started
@@ -227,6 +226,7 @@ class LocalHolder:
         try:
             yield job
         finally:
+            job.end()
             self._jobs.discard(job)
             if not self._jobs:
                 self._idle.set()
@@ -253,6 +253,8 @@ class _Job:
     tokens: int = 0
     first_tokens: int = 0  # in the first chunk: several when it was read late
     _timeout: asyncio.Timeout | None = None
+    _interrupt: Callable[[InferenceError], None] | None = None
+    _timer: asyncio.TimerHandle | None = None
     _is_leaving: bool = False
 
     def __post_init__(self) -> None:
@@ -271,19 +273,31 @@ class _Job:
                 self.enter("generating")
             self.tokens += len(chunk.tokens)
 
+    def begin(self, interrupt: Callable[[InferenceError], None]) -> None:
+        """The engine has it; `interrupt` ends its answer."""
+        self._interrupt = interrupt
+        if self.deadline is not None:
+            self._timer = asyncio.get_running_loop().call_at(self.deadline, self._late)
+        if self._is_leaving:
+            self.leave()
+
     def leave(self) -> None:
         """Interrupts what it waits for, if it is another peer's."""
         if self.forwarder.peer:
             self._is_leaving = True
             if self._timeout is not None:
                 self._timeout.reschedule(self.now())
+            if self._interrupt is not None:
+                self._interrupt(PeerLeaving("This peer is stopping."))
 
-    async def next(self, chunks: AsyncGenerator[Chunk, None]) -> Chunk:
-        """What the engine makes next."""
-        if self.deadline is None and not self.forwarder.peer:
-            return await anext(chunks)
-        async with self.leavable(f"The answer was not complete after {self.tokens} tokens"):
-            return await anext(chunks)
+    def end(self) -> None:
+        """Nobody waits for it any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _late(self) -> None:
+        if self._interrupt is not None:
+            self._interrupt(_too_late(f"The answer was not complete after {self.tokens} tokens"))
 
     @asynccontextmanager
     async def leavable(self, what: str | None) -> AsyncGenerator[None, None]:
@@ -296,7 +310,7 @@ class _Job:
         except TimeoutError:
             if self._is_leaving:
                 raise PeerLeaving("This peer is stopping.") from None
-            raise DeadlineExceeded(f"{what} when the request's deadline passed (x-llm-router-timeout).") from None
+            raise _too_late(f"{what}") from None
         finally:
             self._timeout = None
 
@@ -335,6 +349,10 @@ class _Rates:
         """An embedding model only ever prefills."""
         if tokens >= PREFILL_TOKENS_MIN:
             self.prefill = _newer(self.prefill, tokens, seconds)
+
+
+def _too_late(what: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{what} when the request's deadline passed (x-llm-router-timeout).")
 
 
 def _newer(before: float | None, count: int, seconds: float) -> float | None:

@@ -131,10 +131,15 @@ class EngineClient:
         return client
 
     async def generate(
-        self, request: Generation, *, on_finish: Callable[[], None] | None = None
+        self,
+        request: Generation,
+        *,
+        on_begin: Callable[[Callable[[InferenceError], None]], None] | None = None,
+        on_finish: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """The chunks of one answer: `started` first, the last with `finish_reason`.
 
+        `on_begin` gets what ends the answer from outside, with an error: cheaper than a timeout around every chunk.
         `on_finish` is called when the worker has made the last chunk, which a slow reader may read much later.
         Closing the iterator, or cancelling who reads it, tells the worker at once. Raises WorkerDied after
         everything that had arrived, or the error the worker answered with.
@@ -142,6 +147,8 @@ class EngineClient:
         self._assert_alive()
         rid = next(self._rids)
         mailbox = self._mailboxes[rid] = _Mailbox(self._loop, on_finish)
+        if on_begin is not None:
+            on_begin(mailbox.fail)
         try:
             self._child.write(encode(["generate", rid, generation_out(request)]))
             await self._child.drained()
@@ -307,8 +314,9 @@ class _Mailbox:
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, row: list[Any]) -> None:
-        self._rows.append(row)
-        self._wake()
+        if self._error is None:
+            self._rows.append(row)
+            self._wake()
 
     def put_started(self, started: Started) -> None:
         self._started = started
