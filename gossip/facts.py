@@ -22,9 +22,13 @@ from gossip.timers import Timers
 # A version is at least run << 20: a run can change a fact a million times before it borrows from the next millisecond,
 # and the result stays below 2^62 until the year 2109.
 RUN_SHIFT = 20
+# Nobody writes a version so high; one that was believed could never be followed by a newer one.
+VERSION_MAX = 1 << 62
 KEY_LENGTH_MAX = 64
 # Beside its key and value: ref, version and msgpack's own bytes.
 ROW_BYTES = 26
+# Of one peer. Load is one; they travel in every table.
+FAST_MAX = 8
 FETCHES_MAX = 32
 TELLERS_MAX = 3
 SERVINGS_MAX = 512
@@ -49,6 +53,8 @@ class Facts:
         self._own_turn = 0
         self._told: dict[PeerId, int] = {}
         self._wanted: dict[tuple[str, str], _Wanted] = {}
+        # How many of each owner's are wanted.
+        self._wanting: dict[PeerId, int] = {}
         self._queue: deque[_Wanted] = deque()
         self._asking = 0
         self._servings: deque[tuple[PeerId, Held]] = deque()
@@ -73,7 +79,9 @@ class Facts:
 
     def _reversion(self, held: Held, above: int, now: float) -> None:
         mine = self._members.mine
-        held.version, held.received_at = max(above + 1, mine.run << RUN_SHIFT), now
+        # the run may be one that somebody made up
+        first = min(mine.run << RUN_SHIFT, VERSION_MAX - 1)
+        held.version, held.received_at = max(above + 1, first), now
         if held.is_fast:
             self._own_turn += 1
         else:
@@ -87,7 +95,7 @@ class Facts:
         by_ref, tell = self._members.by_ref, self._outbox.tell
         for ref, key, version, value in rows:
             member = by_ref.get(ref)
-            if member is None:
+            if member is None or version >= VERSION_MAX:
                 continue
             held = member.facts.get(key)
             if held is not None and version <= held.version:
@@ -98,7 +106,7 @@ class Facts:
             if member is self._members.mine:
                 self._heard_mine(key, version, held, now)
                 continue
-            if len(value) > self._config.fast_fact_bytes_max:
+            if len(value) > self._config.fast_fact_bytes_max or not _may_be_fast(member, held):
                 continue
             if held is None:
                 held = self._new(member, key)
@@ -163,7 +171,7 @@ class Facts:
         """There are new versions: wanted from whoever tells, unless already on the way."""
         for ref, key, version in rows:
             member = self._members.by_ref.get(ref)
-            if member is None:
+            if member is None or version >= VERSION_MAX:
                 continue
             held = member.facts.get(key)
             if held is not None and version <= held.version:
@@ -171,9 +179,9 @@ class Facts:
             if member is self._members.mine:
                 self._heard_mine(key, version, held, now)
                 continue
-            if held is None and (len(key) > KEY_LENGTH_MAX or len(member.facts) >= self._config.facts_per_peer_max):
-                continue
             wanted = self._wanted.get((member.peer, key))
+            if held is None and wanted is None and not self._has_room(member, key):
+                continue
             if wanted is None or wanted.version < version:
                 self._want(_Wanted(member, key, version, teller))
             elif wanted.version == version and len(wanted.tellers) < TELLERS_MAX:
@@ -185,7 +193,7 @@ class Facts:
         by_teller: dict[PeerId, list[NewsRow]] = {}
         while self._queue and self._asking < FETCHES_MAX:
             wanted = self._queue.popleft()
-            if self._wanted.get((wanted.member.peer, wanted.key)) is not wanted:
+            if not self._is_wanted(wanted):
                 continue
             wanted.is_asked = True
             self._asking += 1
@@ -196,7 +204,7 @@ class Facts:
             self._outbox.send(peer, Fetch(wanted=tuple(rows)))
 
     def _unanswered(self, wanted: _Wanted, now: float) -> None:
-        if self._wanted.get((wanted.member.peer, wanted.key)) is not wanted:
+        if not self._is_wanted(wanted):
             return
         wanted.is_asked = False
         self._asking -= 1
@@ -207,23 +215,41 @@ class Facts:
             self._queue.append(wanted)
         else:
             # The next sync tells of it again.
-            del self._wanted[wanted.member.peer, wanted.key]
+            self._unwant(wanted.member, wanted.key)
         self.ask(now)
 
     def _want(self, wanted: _Wanted) -> None:
         self._unwant(wanted.member, wanted.key)
         self._wanted[wanted.member.peer, wanted.key] = wanted
+        self._wanting[wanted.member.peer] = self._wanting.get(wanted.member.peer, 0) + 1
         self._queue.append(wanted)
+        if len(self._queue) > 2 * len(self._wanted) + FETCHES_MAX:
+            # most are out of date: somebody told of version after version
+            self._queue = deque(each for each in self._queue if self._is_wanted(each))
 
     def _unwant(self, member: Member, key: str) -> None:
         wanted = self._wanted.pop((member.peer, key), None)
-        if wanted is not None and wanted.is_asked:
-            self._asking -= 1
+        if wanted is None:
+            return
+        self._asking -= wanted.is_asked
+        self._wanting[member.peer] -= 1
+        if not self._wanting[member.peer]:
+            del self._wanting[member.peer]
+
+    def _is_wanted(self, wanted: _Wanted) -> bool:
+        return self._wanted.get((wanted.member.peer, wanted.key)) is wanted
+
+    def _has_room(self, member: Member, key: str) -> bool:
+        """For one fact more of this peer, those that are on the way counted."""
+        count = len(member.facts) + self._wanting.get(member.peer, 0)
+        return len(key) <= KEY_LENGTH_MAX and count < self._config.facts_per_peer_max
 
     def fetched(self, rows: Iterable[FactRow], teller: Member, now: float) -> None:
         for ref, key, version, value in rows:
             member = self._members.by_ref.get(ref)
             if member is None or member is self._members.mine or len(value) > self._config.fact_bytes_max:
+                continue
+            if version >= VERSION_MAX:
                 continue
             held = member.facts.get(key) or self._new(member, key)
             wanted = self._wanted.get((member.peer, key))
@@ -283,15 +309,22 @@ class Facts:
 
     def _heard_mine(self, key: str, version: int, held: Held | None, now: float) -> None:
         """A fact of mine that I have not written: of an earlier life whose clock was ahead. Mine must be newer."""
-        if version >= 1 << 62:
-            return
         self.outran(version >> RUN_SHIFT, now)
         if held is None:
-            # not said in this life: emptied, so that all agree
+            # not said in this life: emptied, so that all agree; half the room is for what I do say
+            if len(self._members.mine.facts) >= self._config.facts_per_peer_max // 2:
+                return
             held = self._new(self._members.mine, key)
             if held is None:
                 return
         self._reversion(held, version, now)
+
+
+def _may_be_fast(member: Member, held: Held | None) -> bool:
+    """Whether this fact of the peer, or a new one, may be a fast one."""
+    if held is not None and held.is_fast:
+        return True
+    return sum(each.is_fast for each in member.facts.values()) < FAST_MAX
 
 
 class _Wanted:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from gossip.effects import PeerId, Role, State
 
+ADDRESSES_MAX = 16
+ABOUT_MAX = 640
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
@@ -17,6 +20,16 @@ class About:
     eligibility: int = 1
     # of the software
     version: str = ""
+
+    @property
+    def size(self) -> int:
+        """In characters."""
+        return len(self.version) + sum(len(address) + 2 for address in self.addresses)
+
+    @property
+    def is_modest(self) -> bool:
+        """Small enough to ride on a message: a rumour that never fits would hold up all others."""
+        return len(self.addresses) <= ADDRESSES_MAX and self.size <= ABOUT_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,10 @@ from gossip.outbox import Outbox
 from gossip.suspicion import Suspicion
 from gossip.timers import Timers
 
-# No honest run (milliseconds) or incarnation comes near; beyond it the next one would not fit a frame.
+# No honest incarnation comes near; beyond it the next one would not fit a frame.
 PLAUSIBLE_MAX = 1 << 62
+# Milliseconds since 1970, until the year 2109: beyond it the versions of facts, which begin with it, would not fit.
+RUN_MAX = 1 << 42
 
 
 class Membership:
@@ -57,7 +59,7 @@ class Membership:
     def hear(self, rumour: Rumour, sender: Member, now: float, *, in_sync: bool = False, spread: bool = True) -> bool:
         """True if it changed something. In a sync, a death is only a suspicion: the member may refute."""
         member = self._members.by_ref.get(rumour.peer)
-        if member is None or rumour.rank > LEFT or max(rumour.run, rumour.incarnation) >= PLAUSIBLE_MAX:
+        if member is None or not self._is_plausible(rumour):
             return False
         if member is self._mine:
             return self._hear_of_myself(rumour, now)
@@ -80,6 +82,14 @@ class Membership:
             return self._suspected(member, replace(rumour, rank=SUSPECT, source=sender.ref), now)
         self._adopt(rumour, member, now, spread=spread)
         return True
+
+    def _is_plausible(self, rumour: Rumour) -> bool:
+        if rumour.rank > LEFT or rumour.run >= RUN_MAX or rumour.incarnation >= PLAUSIBLE_MAX:
+            return False
+        if rumour.about is not None and not rumour.about.is_modest:
+            return False
+        # each source confirms a suspicion once: made up ones would confirm it at will
+        return rumour.source in self._members.by_ref if rumour.source or rumour.rank == SUSPECT else True
 
     def _hear_of_myself(self, rumour: Rumour, now: float) -> bool:
         mine = self._mine
@@ -205,7 +215,7 @@ class Membership:
 
     def outrun(self, run: int, now: float) -> None:
         """Somebody holds facts of a later run of mine."""
-        if self._mine.run <= run < PLAUSIBLE_MAX:
+        if self._mine.run <= run < RUN_MAX - 1:
             self._mine.run, self._mine.incarnation = run + 1, 0
             self._outbox.tell(OutranMyself(heard_run=run, run=run + 1))
             self._spread_mine(now)

@@ -7,11 +7,11 @@ Source: memberlist's push/pull state exchange; the hashes are Dynamo's (section 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gossip.bucket import Bucket
 from gossip.config import GossipConfig
-from gossip.facts import Facts
+from gossip.facts import ROW_BYTES, Facts
 from gossip.members import LEAVES, NOBODY, UNKNOWN, Member, Members, fast_of, news_of
 from gossip.membership import Membership
 from gossip.messages import ALIVE, SUSPECT, Digest, FactRow, NewsRow, Rumour, Table
@@ -115,16 +115,31 @@ class Sync:
             if member.rank != UNKNOWN and member.bucket % width in chosen
         ]
 
-    def _rows(self, members: Iterable[Member]) -> tuple[tuple[Rumour, ...], tuple[NewsRow, ...], tuple[FactRow, ...]]:
+    def _rows(self, members: Sequence[Member]) -> tuple[tuple[Rumour, ...], tuple[NewsRow, ...], tuple[FactRow, ...]]:
         rumours: list[Rumour] = []
         news: list[NewsRow] = []
         facts: list[FactRow] = []
         mine = self._members.mine.ref
-        for member in members:
+        for member in self._fitting(members):
             rumours.append(member.rumour(source=mine if member.rank == SUSPECT else ""))
             news += news_of(member)
             facts += fast_of(member)
         return tuple(rumours), tuple(news), tuple(facts)
+
+    def _fitting(self, members: Sequence[Member]) -> Sequence[Member]:
+        """As many as a table holds: most take little, but nobody is kept from telling much."""
+        sizes = {member: _size(member) for member in members}
+        if sum(sizes.values()) <= 2 * TABLE_BYTES_MAX:
+            return members
+        shuffled, room = list(members), 2 * TABLE_BYTES_MAX
+        self._rng.shuffle(shuffled)
+        return [member for member in shuffled if (room := room - sizes[member]) >= 0]
+
+
+def _size(member: Member) -> int:
+    """What it takes in a table at most."""
+    facts = sum(ROW_BYTES + 4 * len(f.key) + len(f.value) * f.is_fast for f in member.facts.values())
+    return MEMBER_BYTES + 4 * member.about.size + facts
 
 
 def _is_width(width: int) -> bool:

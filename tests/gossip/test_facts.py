@@ -247,7 +247,7 @@ def test_a_peer_has_a_bounded_number_of_facts() -> None:
     with pytest.raises(ValueError, match="64"):
         core.set_fact("one more", b"", 1.0)
     rows = tuple((B[:12], f"k{at}", FIRST, b"") for at in range(LAN.facts_per_peer_max + 9))
-    core.receive(A, CODEC.encode(Gossip(facts=rows)), 1.0)
+    core.receive(A, CODEC.encode(Values(facts=rows)), 1.0)
     held = [at for at in range(LAN.facts_per_peer_max + 9) if core.fact(B, f"k{at}") is not None]
     assert len(held) == LAN.facts_per_peer_max
     assert not sent(news(core, A, (B[:12], "more", FIRST)), Fetch, A)
