@@ -66,6 +66,7 @@ LATE_S = 0.25
 TICK_S_MAX = 1.0
 PENDING_S = 1.0
 PARTING_S = 0.5
+CHECK_S = 1.5
 MEASURE_S = 10.0
 PENDING_MAX = 32
 CLONE_CHECK_S = 1.0
@@ -222,7 +223,13 @@ class Agent:
         """Where `peer` may be reached, the best guess first."""
         view = self._core.member(peer)
         told = view.about.addresses if view is not None else ()
-        return tuple(dict.fromkeys((*self._home.addresses(peer), *self._dialler.hinted(peer), *told)))
+        link = self._links.get(peer)
+        here = (link.channel.address,) if link is not None and link.channel.is_dialled else ()
+        if here and here[0] in told:
+            told = (*here, *told)
+        if link is not None and told:  # it is here and says where: one may wait long at an address of before
+            return tuple(dict.fromkeys((*told, *here)))
+        return tuple(dict.fromkeys((*here, *self._home.addresses(peer), *self._dialler.hinted(peer), *told)))
 
     def set_fact(self, key: str, value: bytes, *, fast: bool = False) -> None:
         """Tells everybody; a fact outlives a move to another mesh."""
@@ -255,6 +262,9 @@ class Agent:
     def hinted(self, peer: str, addresses: Sequence[str]) -> None:
         """Somebody says that the member may be there."""
         self._dialler.hint(peer, addresses)
+        link = self._links.get(peer)
+        if link is not None and addresses and link.channel.is_dialled and link.channel.address not in addresses:
+            self._check(link)  # it may have moved
         if peer in self._home.roster.members:
             self._carry(self._core.hinted(peer, self._now()))
 
@@ -272,8 +282,10 @@ class Agent:
         return link is not None and await self._answers(link, timeout_s)
 
     def interfaces_changed(self, addresses: tuple[str, ...]) -> None:
-        """This machine has other addresses now."""
+        """This machine has other addresses now; channels from an old one may be dead and not know it."""
         self.about_is(addresses=addresses)
+        for link in self._links.values():
+            self._check(link)
         self._dialler.wake_all()
 
     # -- the core
@@ -329,6 +341,8 @@ class Agent:
 
     def _woke_up(self, gap_s: float) -> None:
         log.warning("the machine slept, or was stopped; joining again", extra={"seconds": round(gap_s, 1)})
+        for link in self._links.values():
+            self._check(link)
         self._dialler.wake_all()
         self._events.slept()
 
@@ -347,7 +361,7 @@ class Agent:
                     self._events.regained(peer)
                 case MemberChanged():
                     self._dialler.state_is(effect.peer, effect.after)
-                    self._remember(effect.peer)
+                    self._member_changed(effect)
                     self._events.member(effect)
                 case FactChanged(peer=peer, key=key):
                     self._events.fact(peer, key)
@@ -358,6 +372,29 @@ class Agent:
                     self.run_id = run
         if effects:
             self._wake.set()
+
+    def _member_changed(self, event: MemberChanged) -> None:
+        """A channel to somebody who does not answer keeps a better one from being opened."""
+        link = self._links.get(event.peer)
+        if link is not None and event.after == "dead":
+            self._drop(link)
+        elif link is not None and event.after == "suspect":
+            self._check(link)
+        elif event.after == "alive":
+            self._remember(event.peer)
+
+    def _check(self, link: Link) -> None:
+        """Drops the link unless it answers now."""
+
+        async def check() -> None:
+            if not await self._answers(link, CHECK_S) and self._links.get(link.peer) is link:
+                log.info("a channel is dead; another is opened", extra={"peer": short(link.peer)})
+                self._drop(link)
+
+        if not link.is_checked:
+            link.is_checked = True
+            task = self._tasks.create_task(check(), name="checking a channel")
+            task.add_done_callback(lambda _: setattr(link, "is_checked", False))
 
     def _remember(self, peer: str) -> None:
         """A member tells where it is: after a restart it may be for this peer to dial."""

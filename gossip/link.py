@@ -26,6 +26,7 @@ class Link:
         self.opened_at = now
         self.heard_at = now
         self.used_at = now
+        self.is_checked = False  # somebody waits for an answer on it
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
@@ -37,6 +38,7 @@ class Link:
         if self._is_over:
             return
         self.used_at = now
+        self.is_checked = False  # somebody waits for an answer on it
         self._queue.append(data)
         self._bytes += len(data)
         if len(self._queue) > QUEUE_LENGTH_MAX or self._bytes > QUEUE_BYTES_MAX:

@@ -152,7 +152,8 @@ class Attempts:
             self._refused.add(peer)
             return Failure()
         self._error = error
-        if isinstance(error, WorkerDied | PeerGone):
+        is_silent = isinstance(error, PeerSilent) and error.code != WEDGED  # its connection may be what is dead
+        if isinstance(error, WorkerDied | PeerGone) or is_silent:
             self._deaths += isinstance(error, WorkerDied)
             self._lost[peer] = self._lost.get(peer, 0) + 1
             if self._lost[peer] >= LOST_MAX:

@@ -200,6 +200,9 @@ class HopClient:
             yield response, watch
         except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
             raise PeerGone(f"The connection to the peer {target.name} broke ({type(error).__name__}).") from error
+        except PeerSilent:
+            self._good.pop(target.peer, None)  # it may have moved: the next try goes where it says it is
+            raise
         finally:
             watch.end()
             if response is not None:
