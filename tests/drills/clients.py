@@ -139,7 +139,7 @@ def _read_whole(body: Mapping[str, Any], answer: Answer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A chat of one turn for the worker of the tests, whose answer has `tokens` tokens."""
+    """A chat of one turn for the worker of the tests; `tokens` are wanted of the answer."""
 
     model: str
     text: str
@@ -154,6 +154,7 @@ class Question:
             "messages": [{"role": "user", "content": self.text}],
             "temperature": self.temperature,
             "seed": self.seed,
+            "max_tokens": self.tokens,
         }
 
     def wrong(self, answer: Answer) -> str:

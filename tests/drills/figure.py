@@ -22,6 +22,15 @@ class Figure:
         return self.value <= self.limit * leniency
 
 
+def seconds(what: str, value: float, limit: float) -> Figure:
+    return Figure(what=what, value=value, limit=limit, unit="s")
+
+
+def count(what: str, value: float, limit: float) -> Figure:
+    """Of anything, or a ratio."""
+    return Figure(what=what, value=value, limit=limit, unit="")
+
+
 def table(rows: Sequence[tuple[str, Figure]]) -> str:
     """Markdown, for docs/reliability.md."""
     lines = ["| drill | figure | measured | limit | |", "|---|---|---|---|---|"]

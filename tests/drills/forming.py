@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from tests.drills.clients import Answer, asked
-from tests.drills.figure import Figure
+from tests.drills.figure import Figure, seconds
 from tests.drills.house import PORT, House, waited
 from tests.drills.models import STORY
 from tests.fixtures.lan import Host
@@ -20,8 +20,8 @@ DOCKER = "172.17.0.1"
 CLONE_ENDED_S = 10.0
 
 
-def _figure(what: str, seconds: float, limit_s: float = FORMED_S) -> Figure:
-    return Figure(what=what, value=seconds, limit=limit_s, unit="s")
+def _figure(what: str, value: float, limit_s: float = FORMED_S) -> Figure:
+    return seconds(what, value, limit_s)
 
 
 def _assert_answered(house: House, name: str) -> None:

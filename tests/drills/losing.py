@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.drills.clients import Answer, Asking, Question
-from tests.drills.figure import Figure
+from tests.drills.figure import Figure, count, seconds
 from tests.drills.house import House
 from tests.drills.models import STORY
 from tests.fixtures.peer import Peer, chat_body, until
@@ -64,8 +64,8 @@ def before_first_token(folder: Path, rounds: int) -> list[Figure]:
             house.start(victim)
             house.until_all_see_all()
     return [
-        Figure(what=f"attempts of any of {rounds * CLIENTS} requests", value=attempts, limit=ATTEMPTS_MAX, unit=""),
-        Figure(what=f"kill to first token, worst of {moved}", value=max(waits), limit=FIRST_TOKEN_S, unit="s"),
+        count(f"attempts of any of {rounds * CLIENTS} requests", attempts, ATTEMPTS_MAX),
+        seconds(f"kill to first token, worst of {moved}", max(waits), FIRST_TOKEN_S),
     ]
 
 
@@ -167,8 +167,8 @@ def sampled(folder: Path, kills: int) -> list[Figure]:
 def _continued_figures(what: str, continued: int, kills: int, silence_s: float) -> list[Figure]:
     assert continued >= kills, f"only {continued} answers went on in {kills} kills"
     return [
-        Figure(what=f"{what}: wrong answers, of {continued} that went on elsewhere", value=0, limit=0, unit=""),
-        Figure(what=f"{what}: longest silence of a stream", value=silence_s, limit=SILENCE_S, unit="s"),
+        count(f"{what}: wrong answers, of {continued} that went on elsewhere", 0, 0),
+        seconds(f"{what}: longest silence of a stream", silence_s, SILENCE_S),
     ]
 
 
@@ -192,4 +192,4 @@ def without_another(folder: Path) -> list[Figure]:
         refused = Asking(house.peers["h1"], questions[0].body).result()
         assert refused.status in (404, 503) and refused.error is not None, refused
         assert time.monotonic() - refused.began_at < FIRST_TOKEN_S
-    return [Figure(what=f"kill to the last of {len(answers)} closed", value=ended_s, limit=CLOSED_S, unit="s")]
+    return [seconds(f"kill to the last of {len(answers)} closed", ended_s, CLOSED_S)]
