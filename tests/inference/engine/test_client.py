@@ -22,7 +22,9 @@ from inference.engine.spec import EngineSpec
 from inference.errors import (
     CallerError,
     ContextLengthExceeded,
+    DeadlineExceeded,
     EngineError,
+    InferenceError,
     InvalidRequest,
     LoadFailed,
     ModelUnavailable,
@@ -96,6 +98,23 @@ async def test_continuation_gives_exactly_the_text_that_is_left() -> None:
             assert [t for c in rest for t in c.tokens] == tokens[cut:]
             left = "".join(c.text for c in rest)
             assert text.endswith(left) and rest[-1].finish_reason == "stop"
+
+
+async def test_interrupted_answer_ends_with_its_error_however_fast_the_worker_is() -> None:
+    interrupts: list[Callable[[InferenceError], None]] = []
+    async with engine("--tokens 5000 --rate 500 --context 9000 --stats-every 0.01") as client:
+        stream = client.generate(generation(), on_begin=interrupts.append)
+        await anext(stream)
+        await anext(stream)
+        (interrupt,) = interrupts
+        interrupt(DeadlineExceeded("too late"))
+        seen = client.stats.get("tokens", 0)
+        await until(lambda: client.stats.get("tokens", 0) > seen + 20)  # the reader is slow, and there is always something
+        with pytest.raises(DeadlineExceeded, match="too late"):
+            async for chunk in stream:
+                assert len(chunk.tokens) < 20, "made after the interruption"
+        await until(lambda: client.stats["active"] == 0)
+        assert client.active == 0
 
 
 async def test_closing_the_iterator_cancels_in_the_worker() -> None:
