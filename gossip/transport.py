@@ -5,7 +5,8 @@
     ...                    routes that mesh adds (a request forwarded to this peer); members only
 
 TLS asks for a certificate (gossip.tls): one that no member has fails the handshake; none reaches `/join/*` alone. Every
-request and every channel is checked against the roster again, because a roster changes while connections live.
+request and every channel is checked against the roster again, because a roster changes while connections live. How
+many there may be, and how slow, is gossip.doorway's.
 Sources: RFC 8446 (TLS 1.3), RFC 6455 (WebSocket).
 """
 
@@ -22,6 +23,7 @@ import aiohttp
 from aiohttp import web
 
 from gossip.channel import MESSAGE_BYTES_MAX, Channel, Unreachable
+from gossip.doorway import Doorway
 from gossip.errors import UnknownPeer
 from gossip.interfaces import joined
 from gossip.roster import Roster
@@ -32,10 +34,6 @@ log = logging.getLogger(__name__)
 CHANNEL_PATH = "/mesh/channel"
 JOIN_PREFIX = "/join/"
 CLOSE_S = 1.0
-BACKLOG = 256
-HEADER_BYTES_MAX = 16 * 1024
-STRANGER_BODY_BYTES_MAX = 16 * 1024
-CONNECTIONS_MAX = 4096
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PeerRoute = tuple[str, str, Handler]
@@ -54,6 +52,7 @@ class PeerPort:
         self._roster = roster
         self._routes: list[PeerRoute] = [("GET", CHANNEL_PATH, self._channel)]
         self._accepted: Accepted | None = None
+        self._doorway = Doorway(tls.server_context, roster=roster)
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
         self.port = 0
@@ -70,49 +69,29 @@ class PeerPort:
         app = web.Application(middlewares=[self._border], client_max_size=0)
         for method, path, handler in self._routes:
             app.router.add_route(method, path, handler)
-        self._runner = web.AppRunner(
-            app,
-            handler_cancellation=True,
-            shutdown_timeout=CLOSE_S,
-            access_log=None,
-            max_line_size=8190,
-            max_field_size=HEADER_BYTES_MAX,
-        )
-        await self._runner.setup()
         for number, port in enumerate(ports):
             try:
-                self.port = await self._listen(hosts, port)
-                return
+                self.port = self._doorway.listen(hosts, port)
+                break
             except OSError:
                 if number == len(ports) - 1:
-                    await self._runner.cleanup()
                     raise
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CLOSE_S, access_log=None)
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self._doorway.open(self._runner.server)
 
-    async def _listen(self, hosts: Sequence[str], port: int) -> int:
-        assert self._runner is not None
-        sites: list[web.TCPSite] = []
-        try:
-            for host in hosts:
-                site = web.TCPSite(
-                    self._runner, host, port, ssl_context=self._tls.server_context, backlog=BACKLOG, reuse_address=True
-                )
-                await site.start()
-                sites.append(site)
-                if not port:
-                    server = site._server
-                    assert isinstance(server, asyncio.Server)
-                    port = int(server.sockets[0].getsockname()[1])
-        except OSError:
-            for site in sites:
-                await site.stop()
-            raise
-        return port
+    @property
+    def connections(self) -> int:
+        """How many are open now that others made."""
+        return self._doorway.connections
 
     async def close(self) -> None:
         """Ends every connection."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+        await self._doorway.close()
         if self._runner is not None:
             await self._runner.cleanup()
 

@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from gossip import doorway
 from gossip.channel import Channel, Unreachable
 from gossip.identity import Identity
 from gossip.roster import Roster
@@ -273,3 +274,155 @@ async def _text(socket: aiohttp.ClientWebSocketResponse) -> None:
 async def _huge(socket: aiohttp.ClientWebSocketResponse) -> None:
     with contextlib.suppress(ConnectionError, aiohttp.ClientError):
         await socket.send_bytes(os.urandom(3 * 1024 * 1024))
+
+
+@asynccontextmanager
+async def opened(side: Side, context: ssl.SSLContext | None) -> AsyncIterator[asyncio.StreamReader]:
+    """A connection to its port that says nothing; without a context, not even TLS."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port.port, ssl=context)
+    try:
+        yield reader
+    finally:
+        writer.transport.abort()
+
+
+async def is_ended(reader: asyncio.StreamReader) -> bool:
+    """True when the other side ends the connection within a few seconds."""
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(5.0):
+            await reader.read()
+    return reader.at_eof() or reader.exception() is not None
+
+
+async def emptied(side: Side) -> None:
+    async with asyncio.timeout(5.0):
+        while side.port.connections:
+            await asyncio.sleep(0.01)
+
+
+async def test_who_connects_and_says_nothing_is_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorway, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(doorway, "HEAD_S", 0.2)
+    monkeypatch.setattr(doorway, "LOOK_S", 0.02)
+    async with pair() as (boss, other):
+        for context in (None, stranger_context(), other.tls.client_context(boss.me)):
+            async with opened(boss, context) as reader:
+                assert await is_ended(reader), context
+        async with opened(boss, stranger_context()) as reader:
+            assert await is_ended(reader)
+        await emptied(boss)
+
+
+async def test_a_head_without_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorway, "HEAD_S", 0.3)
+    monkeypatch.setattr(doorway, "LOOK_S", 0.02)
+    async with pair() as (boss, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", boss.port.port, ssl=stranger_context())
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"POST /join/knock HTTP/1.1\r\nHost: x\r\n")
+            for number in range(500):
+                writer.write(b"x-%d: y\r\n" % number)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+                if reader.at_eof():
+                    break
+        assert await is_ended(reader)
+        writer.transport.abort()
+
+
+async def test_strangers_are_few_and_members_get_in_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorway, "STRANGERS_MAX", 4)
+    async with pair() as (boss, other), contextlib.AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(opened(boss, stranger_context()))
+        async with opened(boss, stranger_context()) as reader:
+            assert await is_ended(reader)
+        assert await asked(boss, other.tls.client_context(boss.me), "GET", "/ping") == (200, {"peer": other.me})
+        await stack.aclose()
+        await emptied(boss)
+        assert await asked(boss, stranger_context(), "POST", "/join/knock") == (200, {"stranger": True})
+
+
+async def test_handshakes_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorway, "SHAKING_FROM_ONE_MAX", 3)
+    async with pair() as (boss, other), contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(opened(boss, None))
+        async with opened(boss, None) as reader:
+            assert await is_ended(reader)
+        assert boss.port.connections == 3
+        await stack.aclose()
+        await emptied(boss)
+        assert await asked(boss, other.tls.client_context(boss.me), "GET", "/ping") == (200, {"peer": other.me})
+
+
+async def test_an_answer_that_is_still_being_made_ends_when_its_asker_is_revoked() -> None:
+    ended = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"more\n")
+                await asyncio.sleep(0.02)
+        finally:
+            ended.set()
+
+    boss, other, third = (Identity.generate() for _ in range(3))
+    roster = Roster.found(boss, "boss", NOW)
+    for peer in (other, third):
+        roster = roster.admit(boss, peer.certificate_der, "peer", "token", "active", NOW)
+    side, stays = Side(boss, roster), Side(third, roster)
+    side.port.add([("GET", "/endless", endless)])
+    await side.port.start(["127.0.0.1"], [0])
+    try:
+        async with aiohttp.ClientSession() as session:
+            url = f"https://{side.address}/endless"
+            async with (
+                session.get(url, ssl=Side(other, roster).tls.client_context(boss.peer_id)) as cut,
+                session.get(url, ssl=stays.tls.client_context(boss.peer_id)) as kept,
+            ):
+                assert await cut.content.readline() == b"more\n" == await kept.content.readline()
+                side.learn(roster.revoke(boss, other.peer_id, NOW + 1))
+                async with asyncio.timeout(2.0):
+                    with contextlib.suppress(aiohttp.ClientError):
+                        while await cut.content.readany():
+                            pass
+                    await ended.wait()
+                ended.clear()
+                await kept.content.readany()
+                assert not ended.is_set()
+    finally:
+        await side.port.close()
+
+
+async def test_who_does_not_read_its_answer_is_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorway, "UNREAD_S", 0.3)
+    monkeypatch.setattr(doorway, "LOOK_S", 0.02)
+    ended = asyncio.Event()
+
+    async def torrent(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"x" * 65_536)
+        finally:
+            ended.set()
+
+    boss, other = Identity.generate(), Identity.generate()
+    roster = Roster.found(boss, "boss", NOW).admit(boss, other.certificate_der, "other", "token", "active", NOW)
+    side = Side(boss, roster)
+    side.port.add([("GET", "/torrent", torrent)])
+    await side.port.start(["127.0.0.1"], [0])
+    try:
+        context = Side(other, roster).tls.client_context(boss.peer_id)
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port.port, ssl=context, limit=1024)
+        writer.write(b"GET /torrent HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readline()
+        async with asyncio.timeout(5.0):
+            await ended.wait()
+        writer.transport.abort()
+    finally:
+        await side.port.close()
