@@ -1,20 +1,22 @@
-"""Every drill of this version by its name."""
+"""Every drill of this version by its name; CI runs the same with smaller numbers, in minutes."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from tests.drills import crash
+from tests.drills import crash, forming, leaving, losing, noticing, strangers, wedging
 from tests.drills.figure import Figure
 from tests.drills.idle import idle
 from tests.drills.leak import leak
 from tests.drills.leave import leave
 from tests.drills.slow import slow
 
-DRILLS: dict[str, Callable[[Path], list[Figure]]] = {
+Drill = Callable[[Path], list[Figure]]
+
+ONE_PEER: Mapping[str, Drill] = {
     "idle peer": idle,
     "worker killed": partial(crash.once, number=signal.SIGKILL),
     "worker segfaults": partial(crash.once, number=signal.SIGSEGV),
@@ -24,4 +26,55 @@ DRILLS: dict[str, Callable[[Path], list[Figure]]] = {
     "client leaves": leave,
     "thousand requests": leak,
     "slow clients": slow,
+}
+MESH: Mapping[str, Drill] = {
+    "two find each other": partial(forming.by_mdns, hosts=2),
+    "five find each other": partial(forming.by_mdns, hosts=5),
+    "two by address": partial(forming.by_address, hosts=2),
+    "five by address": partial(forming.by_address, hosts=5),
+    "twelve at once": forming.many,
+    "docker on every host": forming.with_docker,
+    "copied data folder": forming.copied,
+    "holder killed before the first token": partial(losing.before_first_token, rounds=10),
+    "holder killed in the middle": partial(losing.greedy, kills=60),
+    "holder killed in the middle, sampled": partial(losing.sampled, kills=40),
+    "only holder killed": losing.without_another,
+    "holder stopped": partial(wedging.frozen, pause_s=30.0),
+    "holder wedged": wedging.wedged,
+    "holder slowed": partial(wedging.slowed, baseline_s=15.0, slow_s=30.0),
+    "peer crashed": partial(noticing.gone, how="crash"),
+    "peer without power": partial(noticing.gone, how="power-off"),
+    "peer without power, bad network": partial(noticing.gone, how="power-off", loss=0.05),
+    "cores pegged": partial(noticing.pegged, for_s=120.0),
+    "rolling restart": partial(leaving.rolling, hosts=5),
+    "stopped while it serves": partial(leaving.drained, tokens=600),
+    "strangers": partial(strangers.strangers, packets=100_000, knocks=400),
+}
+"""They need a LAN (tests.fixtures.lan)."""
+DRILLS: Mapping[str, Drill] = {**ONE_PEER, **MESH}
+
+MESH_IN_CI: Mapping[str, Drill] = {
+    **{
+        name: MESH[name]
+        for name in (
+            "five find each other",
+            "five by address",
+            "twelve at once",
+            "docker on every host",
+            "copied data folder",
+            "only holder killed",
+            "holder wedged",
+            "peer crashed",
+            "peer without power",
+        )
+    },
+    "holder killed before the first token": partial(losing.before_first_token, rounds=2),
+    "holder killed in the middle": partial(losing.greedy, kills=4),
+    "holder killed in the middle, sampled": partial(losing.sampled, kills=3),
+    "holder stopped": partial(wedging.frozen, pause_s=8.0),
+    "holder slowed": partial(wedging.slowed, baseline_s=4.0, slow_s=10.0),
+    "cores pegged": partial(noticing.pegged, for_s=10.0),
+    "rolling restart": partial(leaving.rolling, hosts=3),
+    "stopped while it serves": partial(leaving.drained, tokens=400),
+    "strangers": partial(strangers.strangers, packets=10_000, knocks=40),
 }

@@ -44,9 +44,9 @@ def drained(folder: Path, tokens: int) -> list[Figure]:
     ]
 
 
-def rolling(folder: Path) -> list[Figure]:
+def rolling(folder: Path, hosts: int) -> list[Figure]:
     """Every peer is stopped and started again, as an update does, while clients ask all those that are there."""
-    names = [f"h{number}" for number in range(1, 5)]
+    names = [f"h{number}" for number in range(1, hosts + 1)]
     with House.built(folder, len(names), holders=names, worker="--tokens 40 --rate 100") as house:
         house.until_all_see_all()
         house.until_all_know("tiny", holders=len(names))

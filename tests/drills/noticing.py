@@ -98,7 +98,7 @@ def gone(folder: Path, how: How, loss: float = 0.0) -> list[Figure]:
     what = f"{how}{f', {loss:.0%} loss' if loss else ''}"
     figures = [
         seconds(f"{what}: dead everywhere", dead_at - at, DEAD_LOSSY_S if loss else DEAD_S),
-        seconds(f"{what}: a new coordinator", led_at - at, COORDINATOR_S[how] * (2 if loss else 1)),
+        seconds(f"{what}: a new coordinator", led_at - at, COORDINATOR_S[how]),
     ]
     if not loss:
         avoided = seconds(f"{what}: avoided by all routers", avoided_s, AVOIDED_S[how])

@@ -6,21 +6,55 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.drills import DRILLS
+from tests.drills.__main__ import BEGIN, END, rewritten
+from tests.drills.drills import MESH, MESH_IN_CI, ONE_PEER, Drill
 from tests.drills.figure import LENIENCY_IN_CI, Figure, table
+from tests.fixtures.lan import needs_lan
+from tests.fixtures.tree import ROOT
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+WAIT_S = 240
 
 
-@pytest.mark.parametrize("name", DRILLS)
+def _passes(name: str, drill: Drill, folder: Path) -> None:
+    rows = [(name, figure) for figure in drill(folder)]
+    assert rows and all(figure.holds(LENIENCY_IN_CI) for _, figure in rows), "\n" + table(rows)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_PEER)
 def test_drill_passes(name: str, tmp_path: Path) -> None:
     """F74: a worker that dies is replaced and nobody notices; and the other promises of the table of drills."""
-    figures = DRILLS[name](tmp_path / "drill")
-    rows = [(name, figure) for figure in figures]
-    assert rows and all(figure.holds(LENIENCY_IN_CI) for figure in figures), "\n" + table(rows)
+    _passes(name, ONE_PEER[name], tmp_path / "drill")
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.lan
+@needs_lan()
+@pytest.mark.timeout(WAIT_S)
+@pytest.mark.parametrize("name", MESH_IN_CI)
+def test_drill_of_a_mesh_passes(name: str, tmp_path: Path) -> None:
+    """Peers that die, freeze, slow down, leave or are lied to: their clients see nothing of it, or a proper error."""
+    _passes(name, MESH_IN_CI[name], tmp_path / "drill")
+
+
+def test_ci_runs_drills_that_are_in_the_table() -> None:
+    assert set(MESH_IN_CI) <= set(MESH)
 
 
 def test_figure_above_its_limit_does_not_hold_and_is_marked_in_the_table() -> None:
     figure = Figure(what="silence", value=4.0, limit=3.0, unit="s")
     assert not figure.holds() and figure.holds(LENIENCY_IN_CI)
     assert "| silence | 4 s | 3 s | TOO MUCH |" in table([("crash", figure)])
+
+
+def test_only_what_stands_between_the_marks_is_rewritten() -> None:
+    page = f"# Reliability\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
+    assert rewritten(page, "new | table") == f"# Reliability\n\n{BEGIN}\nnew | table\n{END}\n\nAfter.\n"
+    with pytest.raises(ValueError, match="marks"):
+        rewritten("# Reliability\n", "new")
+
+
+def test_the_page_has_the_marks() -> None:
+    assert rewritten((ROOT / "docs" / "reliability.md").read_text(), "x")
