@@ -4,8 +4,9 @@ No key of an authority can be stolen and no secret is shared by all: each member
 same statements see the same members (gossip.standing), so merging is union: in any order, any number of times, with the
 same end. A revoked peer never comes back: it makes a new identity. `mesh_id` is the hash of the founding entry.
 
-A full set (4,096 statements) keeps the founding entry, then revocations, then entries of low revision, by hash: that
-too is the same everywhere.
+A full set (4,096 statements) was filled by somebody who means harm. It drops first what nobody signed whom this mesh
+ever let in. Of the rest each branch (one whom the founder let in, with all that came in through it) keeps as many as
+any other: of those what was signed nearest to the founder, then revocations, then entries of low revision, by hash.
 """
 
 from __future__ import annotations
@@ -306,7 +307,7 @@ class Roster:
 
 
 def _accepted(root: Entry, founding: bytes, statements: Iterable[bytes]) -> dict[bytes, Statement]:
-    """The readable statements of this mesh, the first 4,096 in the order of the module's docstring."""
+    """The readable statements of this mesh, at most 4,096 by the rule of the module's docstring."""
     found: dict[bytes, Statement] = {founding: root}
     for data in statements:
         try:
@@ -316,8 +317,44 @@ def _accepted(root: Entry, founding: bytes, statements: Iterable[bytes]) -> dict
         if statement.mesh == root.hash:
             found[data] = statement
     if len(found) > STATEMENTS_MAX:
-        found = dict(sorted(found.items(), key=lambda item: _precedence(item[1]))[:STATEMENTS_MAX])
+        found = {data: found[data] for data in _by_need(root, found)[:STATEMENTS_MAX]}
     return found
+
+
+def _by_need(root: Entry, found: Mapping[bytes, Statement]) -> list[bytes]:
+    """All of them, those to keep first."""
+    place = _places(root, found.values())
+    branches: dict[PeerId, list[tuple[int, tuple[int, int, bytes], bytes]]] = {}
+    strange: list[tuple[bool, int, tuple[int, int, bytes], bytes]] = []
+    for data, statement in found.items():
+        if statement.signer in place:
+            depth, branch = place[statement.signer]
+            branches.setdefault(branch, []).append((depth, _precedence(statement), data))
+        else:
+            strange.append((True, 0, _precedence(statement), data))
+    known = [
+        (False, at, precedence, data) for of in branches.values() for at, (_, precedence, data) in enumerate(sorted(of))
+    ]
+    return [data for *_, data in sorted(known + strange)]
+
+
+def _places(root: Entry, statements: Iterable[Statement]) -> dict[PeerId, tuple[int, PeerId]]:
+    """Of everybody who was ever let in: how far from the founder, and through whom of those next to it."""
+    let_in: dict[PeerId, set[PeerId]] = {}
+    for statement in statements:
+        if isinstance(statement, Entry) and statement.is_grant:
+            let_in.setdefault(statement.signer, set()).add(statement.subject)
+    places = {root.subject: (0, root.subject)}
+    ring = [root.subject]
+    while ring:
+        outer: list[PeerId] = []
+        for signer in ring:
+            depth, branch = places[signer]
+            for subject in sorted(let_in.get(signer, set()) - places.keys()):
+                places[subject] = depth + 1, branch if depth else subject
+                outer.append(subject)
+        ring = outer
+    return places
 
 
 def _precedence(statement: Statement) -> tuple[int, int, bytes]:

@@ -164,20 +164,40 @@ def test_a_full_roster_keeps_the_same_statements_everywhere(monkeypatch: pytest.
     roster = founded()
     pieces = [by_hand(roster, 0, number, revision=revision) for number in range(1, 6) for revision in (1, 2, 3)]
     pieces += [revoked_by_hand(roster, 0, 5), revoked_by_hand(roster, 1, 4)]
-    monkeypatch.setattr(roster_module, "STATEMENTS_MAX", 7)
+    monkeypatch.setattr(roster_module, "STATEMENTS_MAX", 8)
     rng, ends = random.Random(7), set[tuple[bytes, ...]]()
     for _ in range(20):
         rng.shuffle(pieces)
         grown = roster
         for at in range(0, len(pieces), 3):
             grown = grown.merged(pieces[at : at + 3])
+        grown = grown.merged(pieces)  # what came before its signer did comes again
         ends.add(grown.statements)
     assert len(ends) == 1
     end = Roster.from_wire(ends.pop())
-    assert len(end.statements) == 7
+    assert len(end.statements) == 8
     assert end.revoked == ids(4, 5)
     with pytest.raises(NotAllowed, match="full"):
         end.rename(who(0), who(0).peer_id, "another", 9)
+
+
+@pytest.mark.parametrize("flooder", [1, 9])
+def test_who_fills_the_roster_puts_nobody_out(monkeypatch: pytest.MonkeyPatch, flooder: int) -> None:
+    """Peer 1 is a member and lets in puppets that sign as well; 9 is a stranger, whose statements a guest may pass on."""
+    honest = admitted(admitted(admitted(admitted(founded(), 0, 1), 0, 2), 2, 3), 0, 4).revoke(who(0), who(4).peer_id, 2)
+    monkeypatch.setattr(roster_module, "STATEMENTS_MAX", 40)
+    made = [by_hand(honest, flooder, puppet) for puppet in range(10, 30)]
+    made += [revoked_by_hand(honest, flooder, puppet) for puppet in range(40, 80)]
+    made += [revoked_by_hand(honest, puppet, 99) for puppet in range(10, 30)]
+    made += [by_hand(honest, puppet, puppet + 100) for puppet in range(10, 30)]
+    flooded = honest
+    for at in range(0, len(made), 7):
+        flooded = flooded.merged(made[at : at + 7])
+    assert set(honest.statements) <= set(flooded.statements)
+    assert honest.members.keys() <= flooded.members.keys() and honest.revoked <= flooded.revoked
+    if flooder == 1:
+        # there is still room to throw it out, with all that it let in
+        assert flooded.revoke(who(0), who(1).peer_id, 3).members.keys() >= ids(0, 2, 3)
 
 
 # -- letting in
