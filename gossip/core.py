@@ -282,7 +282,7 @@ class Core:
         held = member.facts.get(key) if member else None
         if held is None:
             return None
-        return Fact(version=held.version, value=held.value, received_at=held.received_at)
+        return Fact(version=held.version, value=held.value, received_at=held.received_at, set_at=held.set_at)
 
     @property
     def coordinator(self) -> Claim | None:

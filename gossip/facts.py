@@ -25,8 +25,11 @@ RUN_SHIFT = 20
 # Nobody writes a version so high; one that was believed could never be followed by a newer one.
 VERSION_MAX = 1 << 62
 KEY_LENGTH_MAX = 64
-# Beside its key and value: ref, version and msgpack's own bytes.
-ROW_BYTES = 26
+# Beside its key and value: ref, version, age and msgpack's own bytes.
+ROW_BYTES = 28
+# Fast facts wait to be passed on this long, sorted this finely.
+FRESH_S = 30.0
+SLOTS_PER_S = 4
 # Of one peer. Load is one; they travel in every table.
 FAST_MAX = 8
 FETCHES_MAX = 32
@@ -48,8 +51,9 @@ class Facts:
     ) -> None:
         self._members, self._config, self._timers = members, config, timers
         self._outbox, self._broadcasts, self._bulk = outbox, broadcasts, bulk
-        # The fast facts of others that I may still pass on, by how often they were, the newest last.
-        self._fresh: list[dict[Held, None]] = [{} for _ in range(config.fact_sends)]
+        # The fast facts of others that I may still pass on, by when they were set, in slots of 1 / SLOTS_PER_S.
+        self._fresh: dict[int, dict[Held, None]] = {}
+        self._fresh_count = 0
         self._own_turn = 0
         self._told: dict[PeerId, int] = {}
         self._wanted: dict[tuple[str, str], _Wanted] = {}
@@ -81,7 +85,7 @@ class Facts:
         mine = self._members.mine
         # the run may be one that somebody made up
         first = min(mine.run << RUN_SHIFT, VERSION_MAX - 1)
-        held.version, held.received_at = max(above + 1, first), now
+        held.version, held.set_at, held.received_at = max(above + 1, first), now, now
         if held.is_fast:
             self._own_turn += 1
         else:
@@ -92,8 +96,8 @@ class Facts:
 
     def merge(self, rows: Iterable[FactRow], teller: Member, now: float) -> None:
         """Fast facts of anyone."""
-        by_ref, tell = self._members.by_ref, self._outbox.tell
-        for ref, key, version, value in rows:
+        by_ref, tell, limit = self._members.by_ref, self._outbox.tell, self._config.fact_sends
+        for ref, key, version, age, value in rows:
             member = by_ref.get(ref)
             if member is None or version >= VERSION_MAX:
                 continue
@@ -101,7 +105,9 @@ class Facts:
             if held is not None and version <= held.version:
                 if version == held.version:
                     # it goes around without me
-                    self._passed_on(held)
+                    held.sent += 1
+                    if held.sent >= limit:
+                        self._not_fresh(held)
                 continue
             if member is self._members.mine:
                 self._heard_mine(key, version, held, now)
@@ -112,58 +118,70 @@ class Facts:
                 held = self._new(member, key)
                 if held is None:
                     continue
-            held.version, held.value, held.received_at = version, value, now
-            self._not_fresh(held)
+            held.version, held.value = version, value
+            held.set_at, held.received_at = now - age / 1000, now
             held.is_fast, held.sent, held.teller = True, 0, teller.peer
-            self._fresh[0][held] = None
+            self._put_fresh(held, now)
             tell(FactChanged(peer=member.peer, key=key))
 
-    def rows_for(self, target: Member, room: float) -> list[FactRow]:
-        """What is worth telling this peer in so many bytes: mine if it has not got it from me, then the newest."""
+    def rows_for(self, target: Member, room: float, now: float) -> list[FactRow]:
+        """What is worth telling this peer in so many bytes: mine if it has not got it from me, then the youngest.
+
+        The youngest, because few have heard of it: it is likely to be news.
+        """
         rows: list[FactRow] = []
         if self._own_turn and self._told.get(target.peer) != self._own_turn:
-            mine = self._members.mine
-            for held in mine.facts.values():
+            for held in self._members.mine.facts.values():
                 size = ROW_BYTES + len(held.key) + len(held.value)
                 if held.is_fast and size <= room:
-                    rows.append((mine.ref, held.key, held.version, held.value))
+                    rows.append(held.row(now))
                     room -= size
             self._told[target.peer] = self._own_turn
-        chosen = []
-        for level in self._fresh:
-            for held in reversed(level):
+        limit = self._config.fact_sends
+        for slot in sorted(self._fresh, reverse=True):
+            for held in list(self._fresh[slot]):
                 if held.owner is target or held.teller == target.peer:
                     continue
                 size = ROW_BYTES + len(held.key) + len(held.value)
                 if size > room:
-                    break
-                rows.append((held.owner.ref, held.key, held.version, held.value))
+                    # it is full; a long one does not keep shorter ones out for long, being pushed out by age itself
+                    return rows
+                rows.append(held.row(now))
                 room -= size
-                chosen.append(held)
-        for held in reversed(chosen):
-            self._passed_on(held)
+                held.sent += 1
+                if held.sent >= limit:
+                    self._not_fresh(held)
         return rows
 
-    def _passed_on(self, held: Held) -> None:
-        """Once more, by me or by another."""
-        level = self._fresh[held.sent] if held.sent < len(self._fresh) else None
-        if level is not None and held in level:
-            del level[held]
-            held.sent += 1
-            if held.sent < len(self._fresh):
-                self._fresh[held.sent][held] = None
+    def _put_fresh(self, held: Held, now: float) -> None:
+        self._not_fresh(held)
+        # what is old, but new to me, waits at the end of the line
+        held.slot = slot = max(0, int(max(held.set_at, now - FRESH_S / 2) * SLOTS_PER_S))
+        self._fresh.setdefault(slot, {})[held] = None
+        self._fresh_count += 1
 
     def _not_fresh(self, held: Held) -> None:
-        if held.sent < len(self._fresh):
-            self._fresh[held.sent].pop(held, None)
+        if held.slot >= 0:
+            waiting = self._fresh[held.slot]
+            del waiting[held]
+            if not waiting:
+                del self._fresh[held.slot]
+            held.slot = -1
+            self._fresh_count -= 1
+
+    def _age(self, now: float) -> None:
+        """What is older than that is pushed out by younger ones for ever, and only in the way."""
+        for slot in [slot for slot in self._fresh if slot < (now - FRESH_S) * SLOTS_PER_S]:
+            for held in list(self._fresh[slot]):
+                self._not_fresh(held)
 
     def pending_bytes(self) -> int:
         """About how much there is to pass on, enough to decide whether a message is worth its frame."""
-        return (sum(map(len, self._fresh)) + (1 if self._own_turn else 0)) * 64
+        return (self._fresh_count + (1 if self._own_turn else 0)) * 64
 
     def is_news_to(self, target: Member) -> bool:
         """Would a message tell it anything?"""
-        return any(self._fresh) or (self._own_turn > 0 and self._told.get(target.peer) != self._own_turn)
+        return self._fresh_count > 0 or (self._own_turn > 0 and self._told.get(target.peer) != self._own_turn)
 
     # --- slow -------------------------------------------------------------------------------------
 
@@ -245,7 +263,7 @@ class Facts:
         return len(key) <= KEY_LENGTH_MAX and count < self._config.facts_per_peer_max
 
     def fetched(self, rows: Iterable[FactRow], teller: Member, now: float) -> None:
-        for ref, key, version, value in rows:
+        for ref, key, version, age, value in rows:
             member = self._members.by_ref.get(ref)
             if member is None or member is self._members.mine or len(value) > self._config.fact_bytes_max:
                 continue
@@ -257,7 +275,8 @@ class Facts:
                 self._unwant(member, key)
             if held is None or version <= held.version:
                 continue
-            held.version, held.value, held.received_at = version, value, now
+            held.version, held.value = version, value
+            held.set_at, held.received_at = now - age / 1000, now
             held.is_fast, held.teller = False, teller.peer
             self._not_fresh(held)
             self._members.hash(member)
@@ -275,13 +294,14 @@ class Facts:
         self.pump(now)
 
     def pump(self, now: float) -> None:
-        """Sends fetched values as the bulk bucket allows. The caller charges it."""
+        """Sends fetched values as the bulk bucket allows (which is charged when they are encoded)."""
+        self._age(now)
         room = self._bulk.has(now)
         while self._servings and room > 0:
             peer, rows, size = self._servings[0][0], [], 0
             while self._servings and self._servings[0][0] == peer and size < min(room, VALUES_BYTES_MAX):
                 held = self._servings.popleft()[1]
-                rows.append((held.owner.ref, held.key, held.version, held.value))
+                rows.append(held.row(now))
                 size += ROW_BYTES + len(held.key) + len(held.value)
             room -= size
             self._outbox.send(peer, Values(facts=tuple(rows)))

@@ -48,8 +48,12 @@ class MemberView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """A fact of a peer, the newest version that is here."""
+    """A fact of a peer, the newest version that is here. Times are of this peer's clock.
+
+    `set_at`: when its owner set it, as far as known: time on the wire makes it look that much younger.
+    """
 
     version: int
     value: bytes
     received_at: float
+    set_at: float

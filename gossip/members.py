@@ -21,18 +21,26 @@ STATES: dict[int, State] = {UNKNOWN: "unknown", ALIVE: "alive", SUSPECT: "suspec
 REF_LENGTH = 12
 LEAVES = 64
 NOBODY = About()
+# Older than that is all the same.
+AGE_MAX_MS = 1 << 40
 
 
 class Held:
     """A fact that is here."""
 
-    __slots__ = ("is_fast", "key", "owner", "received_at", "sent", "teller", "value", "version")
+    __slots__ = ("is_fast", "key", "owner", "received_at", "sent", "set_at", "slot", "teller", "value", "version")
 
     def __init__(self, owner: Member, key: str) -> None:
         self.owner, self.key = owner, key
-        self.version, self.value, self.received_at, self.is_fast = -1, b"", -math.inf, False
-        self.sent = 0
+        self.version, self.value, self.is_fast = -1, b"", False
+        self.set_at = self.received_at = -math.inf
+        # how often it was passed on, where it waits to be, and who told
+        self.sent, self.slot = 0, -1
         self.teller: PeerId = ""
+
+    def row(self, now: float) -> FactRow:
+        age = max(0, min(AGE_MAX_MS, int((now - self.set_at) * 1000)))
+        return self.owner.ref, self.key, self.version, age, self.value
 
 
 class Member:
@@ -185,5 +193,5 @@ def news_of(member: Member) -> list[NewsRow]:
     return [(member.ref, held.key, held.version) for held in member.facts.values() if not held.is_fast]
 
 
-def fast_of(member: Member) -> list[FactRow]:
-    return [(member.ref, held.key, held.version, held.value) for held in member.facts.values() if held.is_fast]
+def fast_of(member: Member, now: float) -> list[FactRow]:
+    return [held.row(now) for held in member.facts.values() if held.is_fast]

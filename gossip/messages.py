@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from gossip.member import About
 
-# (ref, key, version, value): a fact itself
-FactRow = tuple[str, str, int, bytes]
+# (ref, key, version, age, value): a fact itself, and how long ago its owner set it, in ms when the message was made
+FactRow = tuple[str, str, int, int, bytes]
 # (ref, key, version): that a fact has a new version, to be fetched
 NewsRow = tuple[str, str, int]
 

@@ -70,7 +70,7 @@ class Spreader:
         rumours, news, used = self._broadcasts.taken(
             room, self._members.count, is_counted=target.rank == ALIVE and not target.avoided
         )
-        facts = self._facts.rows_for(target, min(room, has) - used)
+        facts = self._facts.rows_for(target, min(room, has) - used, now)
         return Carried(rumours, tuple(facts), news, claim)
 
     def _again(self, now: float) -> None:

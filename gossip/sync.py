@@ -73,7 +73,7 @@ class Sync:
         most = max(1, int(room * width / (MEMBER_BYTES * len(self._members.by_peer))))
         buckets = tuple(differing[:most])
         if buckets:
-            rumours, news, facts = self._rows(self._of(width, buckets))
+            rumours, news, facts = self._rows(self._of(width, buckets), now)
             self._outbox.send(sender.peer, Table(width=width, buckets=buckets, rumours=rumours, news=news, facts=facts))
 
     def table(self, message: Table, sender: Member, now: float) -> None:
@@ -98,7 +98,7 @@ class Sync:
             or any(version > versions.get((ref, key), -1) for ref, key, version in news_of(member))
         ]
         if newer:
-            rumours, news, facts = self._rows(newer)
+            rumours, news, facts = self._rows(newer, now)
             self._outbox.send(
                 sender.peer,
                 Table(
@@ -115,7 +115,9 @@ class Sync:
             if member.rank != UNKNOWN and member.bucket % width in chosen
         ]
 
-    def _rows(self, members: Sequence[Member]) -> tuple[tuple[Rumour, ...], tuple[NewsRow, ...], tuple[FactRow, ...]]:
+    def _rows(
+        self, members: Sequence[Member], now: float
+    ) -> tuple[tuple[Rumour, ...], tuple[NewsRow, ...], tuple[FactRow, ...]]:
         rumours: list[Rumour] = []
         news: list[NewsRow] = []
         facts: list[FactRow] = []
@@ -123,7 +125,7 @@ class Sync:
         for member in self._fitting(members):
             rumours.append(member.rumour(source=mine if member.rank == SUSPECT else ""))
             news += news_of(member)
-            facts += fast_of(member)
+            facts += fast_of(member, now)
         return tuple(rumours), tuple(news), tuple(facts)
 
     def _fitting(self, members: Sequence[Member]) -> Sequence[Member]:

@@ -43,7 +43,7 @@ rumours = st.lists(
     max_size=3,
 ).map(tuple)
 keys = st.sampled_from(["load", "inventory", "k" * 65])
-facts = st.lists(st.tuples(refs, keys, numbers, st.binary(max_size=4)), max_size=3).map(tuple)
+facts = st.lists(st.tuples(refs, keys, numbers, numbers, st.binary(max_size=4)), max_size=3).map(tuple)
 news = st.lists(st.tuples(refs, keys, numbers), max_size=3).map(tuple)
 claims = st.builds(Claim, term=numbers, peer=st.sampled_from([ME, A, B, "nobody"]), is_solo=st.booleans())
 packed = st.binary(max_size=4) | claims.map(pack)

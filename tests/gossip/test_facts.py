@@ -41,7 +41,7 @@ def sent(effects: list[Effect], kind: type, to: str) -> list[object]:
 
 
 def fast(core: Core, teller: str, owner: str, version: int, value: bytes, now: float = 1.0) -> list[Effect]:
-    return core.receive(teller, CODEC.encode(Gossip(facts=((owner[:12], "load", version, value),))), now)
+    return core.receive(teller, CODEC.encode(Gossip(facts=((owner[:12], "load", version, 0, value),))), now)
 
 
 def news(core: Core, teller: str, *rows: NewsRow, now: float = 1.0) -> list[Effect]:
@@ -68,7 +68,7 @@ def ack_to(core: Core, peer: str, now: float) -> Ack:
 def test_load_rides_on_the_next_ack() -> None:
     core = a_core()
     core.set_fact("load", b"busy", 0.5, fast=True)
-    assert (ME[:12], "load", FIRST, b"busy") in ack_to(core, A, 1.0).facts
+    assert (ME[:12], "load", FIRST, 500, b"busy") in ack_to(core, A, 1.0).facts
 
 
 def test_load_is_told_to_each_peer_once_a_version() -> None:
@@ -79,7 +79,7 @@ def test_load_is_told_to_each_peer_once_a_version() -> None:
     core.set_fact("load", b"busy", 1.2, fast=True)
     assert not ack_to(core, A, 1.3).facts, "the same value is no news"
     core.set_fact("load", b"idle", 1.4, fast=True)
-    assert ack_to(core, A, 1.5).facts == ((ME[:12], "load", FIRST + 1, b"idle"),)
+    assert ack_to(core, A, 1.5).facts == ((ME[:12], "load", FIRST + 1, 100, b"idle"),)
 
 
 def test_load_reaches_everybody_without_any_probe() -> None:
@@ -89,7 +89,7 @@ def test_load_reaches_everybody_without_any_probe() -> None:
     effects = until(core, 3.0, 3.7)
     for peer in (A, B, C):
         rows = [row for message in sent(effects, Gossip, peer) if isinstance(message, Gossip) for row in message.facts]
-        assert (ME[:12], "load", FIRST, b"busy") in rows
+        assert (ME[:12], "load", FIRST, b"busy") in [(*row[:3], row[4]) for row in rows]
 
 
 def test_the_newest_version_wins_in_any_order() -> None:
@@ -183,7 +183,7 @@ def test_a_new_version_is_fetched_from_who_told_and_told_on_once_it_is_here() ->
     assert sent(effects, Fetch, A) == [Fetch(wanted=(row,))]
     assert not ack_to(core, C, 1.0).news
     assert not sent(news(core, C, row), Fetch, C), "it is on its way already"
-    effects = core.receive(A, CODEC.encode(Values(facts=((*row, b"models"),))), 1.2)
+    effects = core.receive(A, CODEC.encode(Values(facts=((*row, 0, b"models"),))), 1.2)
     assert FactChanged(peer=B, key="inventory") in effects
     assert value(core, B, "inventory") == b"models"
     assert row in ack_to(core, C, 1.3).news
@@ -208,7 +208,7 @@ def test_facts_that_are_asked_for_are_sent() -> None:
     core = a_core()
     core.set_fact("inventory", b"x" * 5000, 0.5)
     effects = core.receive(A, CODEC.encode(Fetch(wanted=((ME[:12], "inventory", FIRST),))), 1.0)
-    assert sent(effects, Values, A) == [Values(facts=((ME[:12], "inventory", FIRST, b"x" * 5000),))]
+    assert sent(effects, Values, A) == [Values(facts=((ME[:12], "inventory", FIRST, 500, b"x" * 5000),))]
     effects = core.receive(A, CODEC.encode(Fetch(wanted=((ME[:12], "inventory", FIRST + 1),))), 1.0)
     assert not sent(effects, Values, A), "not of that version"
 
@@ -236,7 +236,7 @@ def test_what_is_too_large_is_refused_here_and_dropped_from_others() -> None:
         core.set_fact("k" * 65, b"", 1.0)
     fast(core, A, B, FIRST, b"x" * 1025)
     assert core.fact(B, "load") is None
-    core.receive(A, CODEC.encode(Values(facts=((B[:12], "inventory", FIRST, b"x" * ((1 << 18) + 1)),))), 1.0)
+    core.receive(A, CODEC.encode(Values(facts=((B[:12], "inventory", FIRST, 0, b"x" * ((1 << 18) + 1)),))), 1.0)
     assert core.fact(B, "inventory") is None
 
 
@@ -246,7 +246,7 @@ def test_a_peer_has_a_bounded_number_of_facts() -> None:
         core.set_fact(f"k{at}", b"", 1.0)
     with pytest.raises(ValueError, match="64"):
         core.set_fact("one more", b"", 1.0)
-    rows = tuple((B[:12], f"k{at}", FIRST, b"") for at in range(LAN.facts_per_peer_max + 9))
+    rows = tuple((B[:12], f"k{at}", FIRST, 0, b"") for at in range(LAN.facts_per_peer_max + 9))
     core.receive(A, CODEC.encode(Values(facts=rows)), 1.0)
     held = [at for at in range(LAN.facts_per_peer_max + 9) if core.fact(B, f"k{at}") is not None]
     assert len(held) == LAN.facts_per_peer_max
@@ -262,6 +262,24 @@ def test_facts_of_nobody_are_dropped_and_those_of_the_forgotten_go() -> None:
     assert core.fact(B, "load") is None
     core.members_are({ME: "active", A: "active", B: "active"}, 2.0)
     assert core.fact(B, "load") is None
+
+
+def test_a_fact_keeps_its_age_on_its_way() -> None:
+    core = a_core()
+    core.receive(A, CODEC.encode(Gossip(facts=((B[:12], "load", FIRST, 7000, b"x"),))), 10.0)
+    fact = core.fact(B, "load")
+    assert fact is not None
+    assert (fact.set_at, fact.received_at) == (3.0, 10.0)
+    assert (B[:12], "load", FIRST, 7250, b"x") in ack_to(core, C, 10.25).facts
+
+
+def test_the_youngest_facts_go_first() -> None:
+    core = a_core(config=replace(LAN, message_bytes=100))
+    until(core, 0.0, 0.9)
+    for owner, age in ((A, 900), (C, 4000)):
+        row = (owner[:12], "load", FIRST, age, b"x" * 40)
+        core.receive(owner, CODEC.encode(Gossip(facts=(row,))), 0.95)
+    assert [row[0] for row in ack_to(core, B, 0.95).facts] == [A[:12]]
 
 
 def test_after_a_reconnect_my_load_is_told_again() -> None:

@@ -49,7 +49,7 @@ def carried(core: Core, seconds: float) -> list[object]:
 def test_a_run_that_was_made_up_for_me_does_not_silence_me(run: int) -> None:
     core = a_core()
     said(core, Gossip(rumours=(alive(ME, run=run),)))
-    said(core, Gossip(facts=((ME[:12], "load", run << RUN_SHIFT if run < 1 << 42 else VERSION_MAX, b""),)))
+    said(core, Gossip(facts=((ME[:12], "load", run << RUN_SHIFT if run < 1 << 42 else VERSION_MAX, 0, b""),)))
     core.set_fact("load", b"mine", 1.1, fast=True)
     core.set_fact("inventory", b"mine too", 1.1)
     assert carried(core, 5.0)
@@ -81,8 +81,8 @@ def test_made_up_sources_neither_confirm_a_suspicion_nor_travel() -> None:
 def test_a_sync_fits_a_frame_whatever_was_said_of_whom() -> None:
     core = a_core()
     for owner in PEERS[1:]:
-        fast: tuple[FactRow, ...] = tuple((owner[:12], f"{k:064}", FIRST, b"z" * 1024) for k in range(32))
-        slow: tuple[FactRow, ...] = tuple((owner[:12], f"{k:064}", FIRST, b"z") for k in range(64))
+        fast: tuple[FactRow, ...] = tuple((owner[:12], f"{k:064}", FIRST, 0, b"z" * 1024) for k in range(32))
+        slow: tuple[FactRow, ...] = tuple((owner[:12], f"{k:064}", FIRST, 0, b"z") for k in range(64))
         said(core, Gossip(facts=fast))
         said(core, Values(facts=slow))
         assert sum(core.fact(owner, f"{k:064}") is not None for k in range(64)) == LAN.facts_per_peer_max
@@ -95,7 +95,7 @@ def test_a_sync_fits_a_frame_whatever_was_said_of_whom() -> None:
 
 def test_facts_made_up_for_me_leave_room_for_my_own() -> None:
     core = a_core()
-    said(core, Gossip(facts=tuple((ME[:12], f"k{k}", FIRST, b"") for k in range(LAN.facts_per_peer_max + 9))))
+    said(core, Gossip(facts=tuple((ME[:12], f"k{k}", FIRST, 0, b"") for k in range(LAN.facts_per_peer_max + 9))))
     core.set_fact("joins", b"mine", 2.0)
     fact = core.fact(ME, "joins")
     assert fact is not None and fact.value == b"mine"
@@ -103,8 +103,8 @@ def test_facts_made_up_for_me_leave_room_for_my_own() -> None:
 
 def test_versions_that_nothing_can_follow_are_not_believed() -> None:
     core = a_core()
-    said(core, Gossip(facts=((B[:12], "load", VERSION_MAX, b"forged"),), news=((B[:12], "door", VERSION_MAX),)))
-    said(core, Values(facts=((B[:12], "inventory", (1 << 63) - 1, b"forged"),)))
+    said(core, Gossip(facts=((B[:12], "load", VERSION_MAX, 0, b"forged"),), news=((B[:12], "door", VERSION_MAX),)))
+    said(core, Values(facts=((B[:12], "inventory", (1 << 63) - 1, 0, b"forged"),)))
     assert [core.fact(B, key) for key in ("load", "door", "inventory")] == [None, None, None]
 
 
