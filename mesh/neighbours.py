@@ -104,6 +104,41 @@ class _Holding:
     member: MemberView | None = field(default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """One peer that may be asked."""
+
+    peer: str
+    inventory: Inventory
+    load: Load | None
+    known: _Known | None  # None: this peer
+    member: MemberView | None
+
+    def holding(self, fact: ModelFact) -> _Holding:
+        load = next((m for m in self.load.models if m.model == fact.id), None) if self.load is not None else None
+        return _Holding(self.peer, fact, load, self.known, self.member)
+
+
+class _Index:
+    """What one peer has, by name and by file: it is asked at every request, and may be long."""
+
+    __slots__ = ("by_file", "by_id", "inventory")
+
+    def __init__(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        self.by_id = {fact.id: fact for fact in inventory.models}
+        self.by_file: dict[str, list[ModelFact]] = {}
+        for fact in inventory.models:
+            self.by_file.setdefault(fact.sha256, []).append(fact)
+
+    def named(self, model_id: str, files: set[str]) -> list[ModelFact]:
+        """The model of that name, and the same `files` under other names."""
+        found = {fact.id: fact for sha256 in files for fact in self.by_file.get(sha256, ())}
+        if (fact := self.by_id.get(model_id)) is not None:
+            found = {fact.id: fact} | found
+        return list(found.values())
+
+
 class Neighbours:
     """The local view. All methods belong to the loop."""
 
@@ -123,6 +158,7 @@ class Neighbours:
         self._context_of = context_of
         self._members: Members | None = None
         self._known: dict[str, _Known] = {}
+        self._indexes: dict[str, _Index] = {}
         self.in_flight = InFlight()
         self.penalties = PenaltyBox()
 
@@ -130,6 +166,7 @@ class Neighbours:
         """Whose view this is; before, and in a mesh of one, there is only this peer."""
         self._members = members
         self._known.clear()
+        self._indexes.clear()
 
     # -- what gossip tells
 
@@ -155,6 +192,7 @@ class Neighbours:
         """Only `peers` are members now."""
         for peer in set(self._known) - peers:
             del self._known[peer]
+            self._indexes.pop(peer, None)
 
     # -- what requests tell
 
@@ -192,15 +230,7 @@ class Neighbours:
         found: dict[str, list[_Holding]] = {}
         for holding in self._holdings():
             found.setdefault(holding.fact.id, []).append(holding)
-        return names.in_order(
-            MeshModel(
-                fact=holdings[0].fact,
-                holders=tuple(self._name_of(h.peer) for h in holdings),
-                is_loaded=any(h.load is not None and h.load.is_loaded for h in holdings),
-                is_ready=any(h.fact.is_usable for h in holdings),
-            )
-            for holdings in found.values()
-        )
+        return names.in_order(self._model(holdings) for holdings in found.values())
 
     def views(self) -> list[ModelView]:
         """What `/v1/models` shows: what can be served first, the built-in model last."""
@@ -209,13 +239,13 @@ class Neighbours:
 
     def resolve(self, name: str) -> ModelView:
         """The model that `name` means, in the whole mesh. Raises ModelNotFound."""
+        if exact := [h for h in self._holdings_of(name) if h.fact.id == name]:
+            return _view(self._model(exact))
         return _view(names.resolve(name, self.models()))
 
     def candidates(self, model_id: str, ask: Ask, now: float) -> list[Candidate]:
         """Every peer that has the model, or the same file under another name. Raises ModelNotFound."""
-        holdings = list(self._holdings())
-        same = {h.fact.sha256 for h in holdings if h.fact.id == model_id and h.fact.sha256}
-        mine = [h for h in holdings if h.fact.id == model_id or h.fact.sha256 in same]
+        mine = self._holdings_of(model_id)
         if not mine:
             raise ModelNotFound(f"No peer has the model {model_id} any more.", param="model")
         usable = [h for h in mine if h.fact.is_usable]
@@ -224,12 +254,8 @@ class Neighbours:
 
     def target(self, peer: str, model_id: str) -> Target | None:
         """How `peer` is reached now, and what it calls the model; None when it is not to be reached."""
-        holdings = list(self._holdings())
-        same = {h.fact.sha256 for h in holdings if h.fact.id == model_id and h.fact.sha256}
-        for h in holdings:
-            if h.peer == peer and (h.fact.id == model_id or h.fact.sha256 in same):
-                break
-        else:
+        h = next((h for h in self._holdings_of(model_id) if h.peer == peer), None)
+        if h is None:
             return None
         addresses = self._members.addresses(peer) if self._members is not None else ()
         try:
@@ -261,17 +287,39 @@ class Neighbours:
 
     def _holdings(self) -> Iterator[_Holding]:
         """Every model of every peer that may be asked, this peer's first."""
-        loads = {m.model: m for m in self._own.load().models}
-        for fact in self._own.inventory().models:
-            yield _Holding(self._me, fact, loads.get(fact.id), None)
+        for holder in self._holders():
+            for fact in holder.inventory.models:
+                yield holder.holding(fact)
+
+    def _holdings_of(self, model_id: str) -> list[_Holding]:
+        """Those of one model, and of the same file under other names."""
+        holders = [(holder, self._index(holder)) for holder in self._holders()]
+        named = [fact for _, index in holders if (fact := index.by_id.get(model_id)) is not None]
+        files = {fact.sha256 for fact in named if fact.sha256}
+        return [holder.holding(fact) for holder, index in holders for fact in index.named(model_id, files)]
+
+    def _holders(self) -> Iterator[_Holder]:
+        """Every peer that may be asked, this one first."""
+        yield _Holder(self._me, self._own.inventory(), self._own.load(), None, None)
         for member in self._members.members() if self._members is not None else ():
             known = self._known.get(member.peer)
             is_there = member.state in ("alive", "suspect") and not member.about.draining
-            if known is None or known.inventory is None or not is_there:
-                continue
-            loads = {m.model: m for m in known.load.models} if known.load is not None else {}
-            for fact in known.inventory.models:
-                yield _Holding(member.peer, fact, loads.get(fact.id), known, member)
+            if known is not None and known.inventory is not None and is_there:
+                yield _Holder(member.peer, known.inventory, known.load, known, member)
+
+    def _index(self, holder: _Holder) -> _Index:
+        index = self._indexes.get(holder.peer)
+        if index is None or index.inventory is not holder.inventory:
+            index = self._indexes[holder.peer] = _Index(holder.inventory)
+        return index
+
+    def _model(self, holdings: Sequence[_Holding]) -> MeshModel:
+        return MeshModel(
+            fact=holdings[0].fact,
+            holders=tuple(self._name_of(h.peer) for h in holdings),
+            is_loaded=any(h.load is not None and h.load.is_loaded for h in holdings),
+            is_ready=any(h.fact.is_usable for h in holdings),
+        )
 
     def _candidate(self, h: _Holding, now: float) -> Candidate:
         load = self._own.load() if h.known is None else h.known.load
