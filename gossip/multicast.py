@@ -99,7 +99,10 @@ class _Ear:
             return
         self._machines.add(host)
         with contextlib.suppress(Exception):  # border: what a stranger's packet may do to the parser is no news
-            for record in DNSIncoming(data).answers():
+            message = DNSIncoming(data)
+            if not message.is_response():  # a question names what its asker knows: others' words
+                return
+            for record in message.answers():
                 if isinstance(record, DNSPointer) and record.name.lower() == SERVICE:
                     peer = peer_named(record.alias)
                     if peer is not None and record.ttl > 0:

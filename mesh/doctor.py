@@ -1,7 +1,8 @@
 """What is wrong with this machine, and how to fix it: checks that need no running peer and change nothing.
 
-Each check answers one or more `Check`s; `examine` runs them all. A check that breaks is reported as such: the doctor
-must work where nothing else does.
+Each check answers one or more `Check`s; `examine` runs them all. A check that breaks or hangs is reported as such: the
+doctor must work where nothing else does. Here: the program, its folders and its hardware. The network is
+mesh.surroundings' and mesh.firewall's, the other machines mesh.company's.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from gossip.identity import IDENTITY_FILE
+from gossip.interfaces import read
+from gossip.seeds import Own
+from gossip.storage import MESH_FILE
 from inference.hardware import Gpu, GpuClaim, Hardware, detect
-from mesh import control
+from mesh import company, control, firewall, surroundings
+from mesh.check import Check, Checks, made
 from mesh.config import Config, Loaded
 from mesh.errors import NotPrivate, StartError
+from mesh.hosts import only_address
 from mesh.ownership import require_ours
 from mesh.ports import port_holder
 from mesh.private import require_private
@@ -32,31 +37,56 @@ MEMORY_WARN_BYTES = 4 * 1024**3
 """A 3B model at 4 bits, its context and the system."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One finding: `warn` is worth knowing, `fail` stops the peer or makes it useless."""
-
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    found: str
-    fix: str = ""
+WITHIN_S = 12.0
+"""Everything is checked at once; the slowest is a seed whose name, port and peer port all take their time."""
 
 
 def examine(loaded: Loaded) -> list[Check]:
     """All checks, in the order a person would make them."""
     config = loaded.config
-    return [
-        *_guarded("python", python),
-        *_guarded("packages", packages),
-        *_guarded("settings", lambda: settings(loaded)),
-        *_guarded("engine", lambda: engine(engine_version(), importlib.util.find_spec("llama_cpp") is not None)),
-        *_guarded("data folder", lambda: data_folder(config.data_dir)),
-        *_guarded("models folder", lambda: models_folder(config.models_dir)),
-        *_guarded("disk", lambda: disk(config.models_dir)),
-        *_guarded("port", lambda: port(config.port, control.read(config.data_dir))),
-        *_guarded("memory", lambda: memory(detect())),
-        *_guarded("GPU", lambda: gpu(detect(claim(config)).gpus)),
+    running = _running(config.data_dir)
+    own_port = company.peer_port_of(running)
+    checks: list[tuple[str, Checks]] = [
+        ("python", python),
+        ("packages", packages),
+        ("settings", lambda: settings(loaded)),
+        ("engine", lambda: engine(engine_version(), importlib.util.find_spec("llama_cpp") is not None)),
+        ("data folder", lambda: data_folder(config.data_dir)),
+        ("models folder", lambda: models_folder(config.models_dir)),
+        ("disk", lambda: disk(config.models_dir)),
+        ("hardware", lambda: hardware(detect(claim(config)))),
+        ("port", lambda: port(config.port, running)),
+        ("peer port", lambda: surroundings.peer_port(config, own_port)),
+        ("run folder", lambda: surroundings.run_folder(config.run_dir)),
+        ("addresses", lambda: surroundings.addresses(config)),
+        ("container", lambda: surroundings.container(config)),
+        ("mDNS", lambda: surroundings.multicast(config)),
+        ("firewall", lambda: firewall.firewall(_reachable(config, own_port))),
+        ("proxy", surroundings.proxy),
+        ("seeds", lambda: company.seeds(config.url, _own(config, own_port), running)),
+        ("mesh", lambda: company.mesh(running)),
     ]
+    return made(checks, within_s=WITHIN_S)
+
+
+def _running(data_dir: Path) -> control.Control | None:
+    """The peer of these settings, if control.json tells of one that lives."""
+    try:
+        return control.read(data_dir) if control.is_owned(data_dir) else None
+    except NotPrivate:  # the data folder's finding
+        return None
+
+
+def _reachable(config: Config, own_port: int | None) -> list[int]:
+    """The ports that other machines must reach; the peer port last."""
+    peer_port = own_port or surroundings.wanted_port(config) or 8081
+    return [config.port, peer_port] if config.open and config.port else [peer_port]
+
+
+def _own(config: Config, own_port: int | None) -> Own:
+    choice = read(only_address(ip=config.ip, bind=config.bind_address))
+    ports = frozenset({config.port, own_port or surroundings.wanted_port(config)})
+    return Own(hosts=frozenset((*choice.advertised, *choice.inner)), ports=ports)
 
 
 def claim(config: Config) -> GpuClaim:
@@ -108,13 +138,17 @@ def data_folder(folder: Path) -> list[Check]:
     if not folder.exists():
         return [Check(name="data folder", state="ok", found=f"{folder} is made at the first start")]
     try:
-        for path in (folder, folder / "control.json"):
-            require_private(path)
+        for name in ("", "control.json", IDENTITY_FILE, MESH_FILE):
+            require_private(folder / name)
     except NotPrivate as error:
         return [Check(name="data folder", state="fail", found=error.what, fix=error.fix)]
     if not os.access(folder, os.W_OK | os.X_OK):
         fix = "make it yours, or choose another with --data-dir"
         return [Check(name="data folder", state="fail", found=f"{folder} cannot be written", fix=fix)]
+    if aside := sorted(folder.glob(f"{MESH_FILE}.corrupt-*")):
+        found = f"{aside[-1]} was damaged: since then this machine is none of that mesh"
+        fix = "let it in again as a new one (llm-router invite there), then delete the file"
+        return [Check(name="data folder", state="warn", found=found, fix=fix)]
     return [Check(name="data folder", state="ok", found=str(folder))]
 
 
@@ -155,6 +189,11 @@ def port(number: int, running: control.Control | None) -> list[Check]:
     return [Check(name="port", state="fail", found=f"{number} is in use by {holder}", fix=fix)]
 
 
+def hardware(machine: Hardware) -> list[Check]:
+    """Memory and GPUs."""
+    return [*memory(machine), *gpu(machine.gpus)]
+
+
 def memory(machine: Hardware) -> list[Check]:
     """Enough for a small model, within the limits of a container."""
     total, available = machine.ram_total_bytes, machine.ram_available_bytes
@@ -178,10 +217,3 @@ def gpu(gpus: Sequence[Gpu]) -> list[Check]:
 
 def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
-
-
-def _guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
-    try:
-        return check()
-    except Exception as error:  # noqa: BLE001 - a broken check is a finding; the others go on
-        return [Check(name=name, state="warn", found=f"could not be checked: {type(error).__name__}: {error}")]

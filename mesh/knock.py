@@ -10,9 +10,9 @@ import email.utils
 import errno
 import http.client
 import ssl
+import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from gossip.identity import peer_id_of
 from gossip.interfaces import split
 
 TIMEOUT_S = 2.0
-AT_ONCE = 16
+ALL_S = 4.0
 
 Reason = Literal["", "refused", "silent", "no route", "not allowed", "no peer"]
 
@@ -59,13 +59,20 @@ def knocked(address: str, timeout_s: float = TIMEOUT_S) -> Knock:
         return Knock(address=address, reason=_reason(error))
 
 
-def all_knocked(addresses: Iterable[str]) -> list[Knock]:
-    """Several at once, in order."""
-    wanted = list(dict.fromkeys(addresses))
-    if not wanted:
-        return []
-    with ThreadPoolExecutor(min(AT_ONCE, len(wanted))) as pool:
-        return list(pool.map(knocked, wanted))
+def all_knocked(addresses: Iterable[str], within_s: float = ALL_S) -> list[Knock]:
+    """All at once, in order. Who has not answered within that time is silent."""
+    found = {address: Knock(address=address, reason="silent") for address in addresses}
+
+    def knock(address: str) -> None:
+        found[address] = knocked(address)
+
+    threads = [threading.Thread(target=knock, args=(address,), name="knock", daemon=True) for address in found]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + within_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return list(found.values())
 
 
 def _ahead_s(connection: http.client.HTTPSConnection) -> float | None:

@@ -39,9 +39,9 @@ class Peer:
         url = urllib.parse.urlsplit(found.url)
         self._host, self._port = url.hostname or "127.0.0.1", url.port or found.port
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, *, timeout_s: float = ANSWER_S) -> Any:
         """The JSON answer of a GET."""
-        return self._call("GET", path, None, ANSWER_S)
+        return self._call("GET", path, None, timeout_s)
 
     def post(self, path: str, body: dict[str, Any], *, timeout_s: float = ANSWER_S) -> Any:
         """The JSON answer of a POST; None when it has no body."""

@@ -6,15 +6,17 @@ import sys
 
 import click
 
+from mesh.cli.failure import Exit, Failure
+
 
 def require_yes(is_said: bool, consequence: str, question: str) -> None:
     """Goes on when `--yes` was said, or a person answers yes to `question` on a terminal, `consequence` before it.
 
-    Raises Abort (exit code 130) at no, UsageError (exit code 2) where there is nobody to ask.
+    Raises Abort (exit code 130) at no, Failure (exit code 2) where there is nobody to ask.
     """
     if is_said:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{consequence} If that is what you want, say --yes.")
+        raise Failure(consequence, fix="if that is what you want, the same with --yes", code=Exit.USAGE)
     click.echo(consequence, err=True)
     click.confirm(question, abort=True, err=True)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import shutil
+import sys
+import textwrap
 
 import click
 
+from mesh.check import Check
 from mesh.cli.failure import Exit
 from mesh.cli.options import json_option
 from mesh.cli.output import harmless, print_json
 from mesh.config import load
-from mesh.doctor import Check, examine
+from mesh.doctor import examine
 from mesh.errors import SettingError
 
+_INDENT = 21
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 
@@ -22,6 +28,7 @@ _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", 
 @click.option("--config", metavar="PATH", help="Config file of the peer that is meant.")
 @json_option
 def doctor(data_dir: str | None, config: str | None, as_json: bool) -> int:
+    logging.getLogger("gossip").addHandler(logging.NullHandler())  # what it would log is in the findings
     try:
         checks = examine(load({"data_dir": data_dir, "config": config}))
     except SettingError as error:  # the other checks need the settings
@@ -36,9 +43,18 @@ def doctor(data_dir: str | None, config: str | None, as_json: bool) -> int:
 
 def _print(check: Check) -> None:
     mark, colour = _MARKS[check.state]
-    click.echo(f"{click.style(mark, fg=colour)}  {check.name:<14} {harmless(check.found)}", color=_has_colour())
+    _write(f"{click.style(mark, fg=colour)}  {check.name:<14} ", harmless(check.found))
     if check.fix:
-        click.echo(f"      {'':<14} fix: {harmless(check.fix)}")
+        _write(" " * _INDENT, f"{'hint' if check.state == 'ok' else 'fix'}: {harmless(check.fix)}")
+
+
+def _write(head: str, text: str) -> None:
+    """The text beside its head; on a terminal in lines that fit, elsewhere in one, for grep."""
+    lines = [text]
+    if sys.stdout.isatty():
+        width = max(40, shutil.get_terminal_size().columns - _INDENT - 1)
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [text]
+    click.echo(head + f"\n{' ' * _INDENT}".join(lines), color=_has_colour())
 
 
 def _has_colour() -> bool | None:

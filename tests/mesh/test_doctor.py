@@ -4,34 +4,61 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from gossip.storage import MeshFile
 from inference.hardware import Gpu, Hardware
 from mesh import control, doctor
+from mesh.check import Check, made
 from mesh.config import load
 from mesh.version import ENGINE_PINNED
 
 
+def examined(folder: Path) -> list[Check]:
+    """Nothing is asked of the network."""
+    return doctor.examine(load({"data_dir": str(folder), "port": "0", "mdns": "false"}, {}))
+
+
 def test_every_check_is_made_once_and_what_is_wrong_has_a_fix(tmp_path: Path) -> None:
-    checks = doctor.examine(load({"data_dir": str(tmp_path), "port": "0"}, {}))
-    names = [check.name for check in checks]
+    checks = examined(tmp_path)
+    names = [check.name for check in checks if check.name not in ("not told", "container", "WSL", "proxy")]
     assert names == [
-        "python", "packages", "settings", "engine", "data folder", "models folder", "disk", "port", "memory", "GPU",
+        "python", "packages", "settings", "engine", "data folder", "models folder", "disk", "memory", "GPU",
+        "port", "peer port", "run folder", "addresses", "mDNS", "firewall", "mesh",
     ]  # fmt: skip
-    assert all(check.fix for check in checks if check.state == "fail")
+    assert all(check.fix for check in checks if check.state != "ok")
     assert {check.name: check.state for check in checks}["packages"] == "ok"
 
 
 def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: Path) -> list[doctor.Check]:
+    def broken(path: Path) -> list[Check]:
         raise OSError("the disk is on fire")
 
     monkeypatch.setattr(doctor, "disk", broken)
-    checks = {check.name: check for check in doctor.examine(load({"data_dir": str(tmp_path), "port": "0"}, {}))}
+    checks = {check.name: check for check in examined(tmp_path)}
     assert checks["disk"].state == "warn" and "the disk is on fire" in checks["disk"].found
     assert "GPU" in checks
+
+
+def test_a_check_that_hangs_is_a_finding_too() -> None:
+    never = threading.Event()
+
+    def hangs() -> list[Check]:
+        never.wait()
+        return []
+
+    def works() -> list[Check]:
+        return [Check(name="quick", state="ok", found="fine")]
+
+    try:
+        late, quick = made([("slow", hangs), ("quick", works)], within_s=0.2)
+    finally:
+        never.set()
+    assert (late.name, late.state, late.found) == ("slow", "warn", "could not be checked within 0.2 s")
+    assert late.fix and quick.found == "fine"
 
 
 def test_the_engine_is_missing_or_of_another_version() -> None:
@@ -52,6 +79,28 @@ def test_a_data_folder_that_others_may_enter_fails_with_the_command_to_run(tmp_p
     folder.chmod(0o755)
     (check,) = doctor.data_folder(folder)
     assert (check.state, check.fix) == ("fail", f"chmod 700 {folder}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+@pytest.mark.parametrize("name", ["identity.pem", "mesh.json", "control.json"])
+def test_a_secret_that_others_may_read_fails_with_the_command_to_run(tmp_path: Path, name: str) -> None:
+    tmp_path.chmod(0o700)
+    secret = tmp_path / name
+    secret.write_text("{}")
+    secret.chmod(0o600)
+    assert doctor.data_folder(tmp_path)[0].state == "ok"
+    secret.chmod(0o640)
+    (check,) = doctor.data_folder(tmp_path)
+    assert (check.state, check.fix) == ("fail", f"chmod 600 {secret}")
+
+
+def test_a_mesh_file_that_was_set_aside_warns(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "mesh.json").write_text("{")
+    (tmp_path / "mesh.json").chmod(0o600)
+    MeshFile(tmp_path).load()
+    (check,) = doctor.data_folder(tmp_path)
+    assert check.state == "warn" and "mesh.json.corrupt-" in check.found and "llm-router invite" in check.fix
 
 
 def test_the_models_folder_may_be_made_later_but_not_where_a_file_stands(tmp_path: Path) -> None:
