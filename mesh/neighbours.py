@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gossip.effects import Role
 from gossip.member import Fact, MemberView
 from inference.errors import ModelNotFound
 from inference.models import names
@@ -69,9 +68,13 @@ class _Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshModel:
-    """A model as the whole mesh has it; the fact is the best holder's (this peer's, if it has it)."""
+    """A model as the whole mesh has it; the fact is the first holder's (this peer's, if it has it).
+
+    `sha256` only if all holders have the same file, as far as anybody knows: then each can go on for each.
+    """
 
     fact: ModelFact
+    sha256: str | None
     holders: tuple[str, ...]
     is_loaded: bool
     is_ready: bool
@@ -238,10 +241,16 @@ class Neighbours:
         return [_view(model) for model in models]
 
     def resolve(self, name: str) -> ModelView:
-        """The model that `name` means, in the whole mesh. Raises ModelNotFound."""
+        """The model that `name` means, in the whole mesh. Raises ModelNotFound.
+
+        An id, wherever it is; else what it means on this machine, and only then elsewhere: no alias that another peer
+        tells takes a name away from a model.
+        """
         if exact := [h for h in self._holdings_of(name) if h.fact.id == name]:
             return _view(self._model(exact))
-        return _view(names.resolve(name, self.models()))
+        models, own = self.models(), {fact.id for fact in self._own.inventory().models}
+        found = names.meant(name, [model for model in models if model.id in own])
+        return _view(found or names.resolve(name, models))
 
     def candidates(self, model_id: str, ask: Ask, now: float) -> list[Candidate]:
         """Every peer that has the model, or the same file under another name. Raises ModelNotFound."""
@@ -371,6 +380,12 @@ class Neighbours:
             known.heard_at = at
 
 
+def _same(hashes: Iterable[str]) -> str | None:
+    """The hash that all have."""
+    (first, *others) = set(hashes)
+    return first or None if not others else None
+
+
 def _view(model: MeshModel) -> ModelView:
     fact = model.fact
     return ModelView(
@@ -382,12 +397,7 @@ def _view(model: MeshModel) -> ModelView:
         context=fact.context or None,
         capabilities=("embedding",) if fact.is_embedding else ("chat", "completion"),
         quantization=fact.quantization,
-        sha256=fact.sha256 or None,
+        sha256=model.sha256,
         aliases=fact.aliases,
         holders=model.holders,
     )
-
-
-def role_name(role: Role) -> str:
-    """How people read a role."""
-    return "guest" if role == "guest" else "member"

@@ -48,7 +48,7 @@ def test_who_asks_is_let_in_by_any_member_that_sees_the_same_digits(tmp_path: Pa
 
 def test_who_is_denied_stays_out_and_is_told(tmp_path: Path) -> None:
     with House(tmp_path) as house:
-        attic = house.start("attic", LLM_ROUTER_DOOR_MINUTES="0")
+        attic = house.start("attic", env={"LLM_ROUTER_DOOR_MINUTES": "0"})
         cellar = house.start("cellar", seed=attic)
         until(lambda: mesh(attic)["joins_waiting"] == 1, "it asks")
         digits = mesh(cellar)["joining"]["digits"]
@@ -61,9 +61,9 @@ def test_who_is_denied_stays_out_and_is_told(tmp_path: Path) -> None:
 
 def test_a_line_from_invite_joins_one_machine_and_then_no_other(tmp_path: Path) -> None:
     with House(tmp_path) as house:
-        attic = house.start("attic", LLM_ROUTER_DOOR_MINUTES="0")
-        tower = house.start("tower", LLM_ROUTER_DOOR_MINUTES="0")
-        cellar = house.start("cellar", LLM_ROUTER_DOOR_MINUTES="0")
+        attic = house.start("attic", env={"LLM_ROUTER_DOOR_MINUTES": "0"})
+        tower = house.start("tower", env={"LLM_ROUTER_DOOR_MINUTES": "0"})
+        cellar = house.start("cellar", env={"LLM_ROUTER_DOOR_MINUTES": "0"})
         (line,) = attic.command("invite").stdout.strip().splitlines()
         assert line.startswith("llm-router join 'llmr1-") and line.endswith("'")
         token = line.removeprefix("llm-router join '").removesuffix("'")
@@ -80,18 +80,18 @@ def test_a_line_from_invite_joins_one_machine_and_then_no_other(tmp_path: Path) 
 
 def test_a_token_in_the_environment_joins_at_the_start(tmp_path: Path) -> None:
     with House(tmp_path) as house:
-        attic = house.start("attic", LLM_ROUTER_DOOR_MINUTES="0")
+        attic = house.start("attic", env={"LLM_ROUTER_DOOR_MINUTES": "0"})
         token = re.findall(r"'(.*)'", attic.command("invite").stdout)[0]
-        tower = house.start("tower", LLM_ROUTER_JOIN=token)
+        tower = house.start("tower", env={"LLM_ROUTER_JOIN": token})
         house.see_each_other(attic, tower)
 
 
 def test_peers_of_one_user_on_one_machine_join_silently(tmp_path: Path) -> None:
     with House(tmp_path) as house:
         shared = {"LLM_ROUTER_RUN_DIR": str(tmp_path / "run"), "LLM_ROUTER_DOOR_MINUTES": "0"}
-        attic = house.start("attic", **shared)
-        tower = house.start("tower", **shared)
-        cellar = house.start("cellar", **shared)
+        attic = house.start("attic", env=shared)
+        tower = house.start("tower", env=shared)
+        cellar = house.start("cellar", env=shared)
         house.see_each_other(attic, tower, cellar)
 
 

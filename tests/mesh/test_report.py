@@ -1,0 +1,122 @@
+"""What a peer tells of itself, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from inference.hardware import Gpu, Hardware
+from inference.models.pool import Pool, PoolLimits
+from inference.models.store import Store
+from mesh import report as module
+from mesh.catalog import Catalog
+from mesh.facts import INVENTORY, LOAD, Inventory, Load, inventory_in, load_in
+from mesh.loading import Loading
+from mesh.local import LocalHolder
+from mesh.report import Report
+from tests.fixtures.make_gguf import embed, tiny
+
+GIB = 1024**3
+
+
+class Heard:
+    """What the mesh was told, in order."""
+
+    def __init__(self) -> None:
+        self.facts: list[tuple[str, bytes, bool]] = []
+
+    def __call__(self, key: str, value: bytes, *, fast: bool = False) -> None:
+        self.facts.append((key, value, fast))
+
+    def loads(self) -> list[Load]:
+        return [load for key, value, _ in self.facts if key == LOAD and (load := load_in(value)) is not None]
+
+    def inventories(self) -> list[Inventory]:
+        return [i for key, value, _ in self.facts if key == INVENTORY and (i := inventory_in(value)) is not None]
+
+
+def made(folder: Path, *, serves: bool = True, has_engine: bool = True, budget: int = 8 * GIB) -> Report:
+    hardware = Hardware(
+        ram_total_bytes=16 * GIB,
+        ram_available_bytes=8 * GIB,
+        cores_physical=4,
+        cores_logical=8,
+        gpus=(Gpu(name="RTX", memory_total_bytes=24 * GIB, memory_free_bytes=0, is_usable=False, capability=8.9),),
+    )
+    loading = Loading.on(hardware, context=0, slots=4, threads=1, max_memory_bytes=budget, has_engine=has_engine)
+
+    async def never(*_: object) -> object:
+        raise AssertionError("nothing is loaded here")
+
+    pool = Pool(start=never, bytes_needed=loading.bytes_needed, limits=PoolLimits())  # type: ignore[arg-type]
+    store = Store(folder)
+    store.rescan()
+    catalog = Catalog(store=store, builtin=None, pool=pool, has_engine=has_engine)
+    local = LocalHolder(pool=pool, resolve=catalog.resolve, slots=4)
+    return Report(
+        catalog=catalog,
+        pool=pool,
+        local=local,
+        loading=loading,
+        hardware=hardware,
+        engine="0.3.36",
+        max_loaded=2,
+        serves=serves,
+        client_port=lambda: 8080,
+    )
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    tiny(tmp_path / "tiny.gguf")
+    embed(tmp_path / "embed.gguf")
+    return tmp_path
+
+
+async def test_the_inventory_says_what_a_machine_is_and_has(models: Path) -> None:
+    found = made(models).inventory()
+    assert (found.client_port, found.engine, found.cores, found.max_loaded) == (8080, "0.3.36", 8, 2)
+    (gpu,) = found.gpus
+    assert (gpu.name, gpu.is_usable) == ("RTX", False)
+    facts = {m.id: m for m in found.models}
+    assert set(facts) == {"tiny", "embed"} and facts["embed"].is_embedding and not facts["tiny"].is_embedding
+    assert facts["tiny"].is_usable and facts["tiny"].context > 0 and facts["tiny"].slots == 4
+
+
+async def test_a_model_that_does_not_fit_or_cannot_run_is_told_as_unusable(models: Path) -> None:
+    assert not any(m.is_usable for m in made(models, budget=1024).inventory().models)
+    assert not any(m.is_usable for m in made(models, has_engine=False).inventory().models)
+    assert made(models, serves=False).inventory().models == ()
+
+
+async def test_an_inventory_is_looked_at_anew_after_a_change_that_was_asked_for(models: Path) -> None:
+    report = made(models)
+    assert len(report.inventory().models) == 2
+
+    async def remove(name: str) -> None:
+        (models / f"{name}.gguf").unlink()
+        report._catalog._store.rescan()
+
+    await report.after(remove)("tiny")
+    assert [m.id for m in report.inventory().models] == ["embed"]
+
+
+async def test_a_load_is_told_at_least_every_heartbeat_though_nothing_changed(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F42: a full report of the load at least this often."""
+    monkeypatch.setattr(module, "SAMPLE_S", 0.01)
+    monkeypatch.setattr(module, "PERCENT_STEP", 1000.0)
+    report, often, seldom = made(models), Heard(), Heard()
+    tasks = [asyncio.create_task(report.keep_told(often, 0.05)), asyncio.create_task(report.keep_told(seldom, 1000.0))]
+    async with asyncio.timeout(20):
+        while len(often.loads()) < 4:
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    assert len(seldom.loads()) == 1
+    assert all(fast for key, _, fast in often.facts if key == LOAD)
+    assert not any(fast for key, _, fast in often.facts if key == INVENTORY)
+    assert often.inventories()[0].models == report.inventory().models
