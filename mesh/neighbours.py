@@ -325,6 +325,7 @@ class Neighbours:
     def _model(self, holdings: Sequence[_Holding]) -> MeshModel:
         return MeshModel(
             fact=holdings[0].fact,
+            sha256=_same(h.fact.sha256 for h in holdings),
             holders=tuple(self._name_of(h.peer) for h in holdings),
             is_loaded=any(h.load is not None and h.load.is_loaded for h in holdings),
             is_ready=any(h.fact.is_usable for h in holdings),

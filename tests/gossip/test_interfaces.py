@@ -111,6 +111,7 @@ def test_a_tunnel_is_taken_when_it_is_all_there_is() -> None:
 
 
 def test_llm_node_ip_is_what_a_person_set() -> None:
+    """F39: the address that other peers are told."""
     found = chosen([LO, ETH], node_ip="192.168.1.77")
     assert found.advertised == ("192.168.1.77",)
     assert found.multicast == ("192.168.1.20",)
