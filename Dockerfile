@@ -4,7 +4,8 @@
 #   docker build -t llm-router --build-arg CUDA=cuda . # NVIDIA; run with --gpus all
 #   docker run --network host -v llm-router:/data llm-router
 #
-# Host networking, because the peer listens on loopback only unless it is opened (INSTALL.md, "Docker").
+# Host networking, because mDNS does not cross Docker's bridge and the client port is open on loopback only unless
+# LLM_ROUTER_OPEN says otherwise; how to do without: INSTALL.md, "Several containers".
 ARG CUDA=cpu
 
 FROM python:3.12-slim-bookworm AS build-cpu
@@ -44,6 +45,7 @@ ENV LLM_ROUTER_DATA_DIR=/data
 ENV LLM_NODE_PORT=11435
 USER router
 VOLUME /data
+# Clients; the other machines of the mesh; clients again, on the port that older scripts know. mDNS is UDP 5353.
 EXPOSE 8080 8081 11435
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ.get('LLM_ROUTER_PORT', '8080') + '/health', timeout=4)"]
