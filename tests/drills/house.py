@@ -15,6 +15,7 @@ are known beforehand (`expected`).
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -105,16 +106,14 @@ class House:
         data_dir = self.folder / name / "data"
         flags = ["--port", str(PORT), "--name", name, *self._flags_of.get(name, ())]
         if name in self._holders:
-            models = self.folder / name / "models"
-            flags += ["--models-dir", str(models if models.exists() else made(models))]
+            flags += ["--models-dir", str(self._models_of(name))]
         env = {**self._env, **self.env_of.get(name, {})}
         peer = self.peers[name] = Peer.spawned(data_dir, *flags, env=env, host=self.lan[name])
         return peer
 
     def spawn_all(self) -> None:
         for name in self._holders:
-            if not (models := self.folder / name / "models").exists():
-                made(models)
+            self._models_of(name)  # made beforehand, so that all start together
         for name in self.names:
             self.spawn(name)
 
@@ -153,6 +152,15 @@ class House:
             if peer.process.poll() is None:
                 peer.process.kill()
                 peer.process.wait(10)
+
+    def _models_of(self, name: str) -> Path:
+        """Its own copy: the same files everywhere."""
+        original, own = self.folder / "models", self.folder / name / "models"
+        if not own.exists():
+            if not original.exists():
+                made(original)
+            shutil.copytree(original, own)
+        return own
 
     # -- what they see
 
