@@ -9,9 +9,13 @@ Whatever comes from another peer is hostile until read here: sizes, counts and t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from gossip.codec import Codec, CodecError
+from inference.models import names
+from inference.models.errors import BadModelName
+from inference.models.model import HELLO
 
 LOAD = "load"
 INVENTORY = "inventory"
@@ -19,6 +23,11 @@ DOOR = "door"
 
 MODELS_IN_LOAD_MAX = 16
 MODELS_IN_INVENTORY_MAX = 1000
+ALIASES_MAX = 8
+GPUS_MAX = 64
+_TEXT_MAX = 128
+_SLOTS_MAX = 4096
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +121,12 @@ def inventory_out(inventory: Inventory) -> bytes:
 
 
 def inventory_in(data: bytes) -> Inventory | None:
+    """None when it is nothing that a peer of ours would say; models that cannot be are left out."""
     found = _decoded(data)
-    return found if isinstance(found, Inventory) and len(found.models) <= MODELS_IN_INVENTORY_MAX else None
+    if not isinstance(found, Inventory) or not _is_plausible(found):
+        return None
+    models = {model.id: model for model in found.models if _is_model(model)}
+    return replace(found, models=tuple(_with_fit_aliases(model) for model in models.values()))
 
 
 def _decoded(data: bytes) -> object:
@@ -123,7 +136,43 @@ def _decoded(data: bytes) -> object:
         return None
 
 
+def _is_plausible(inventory: Inventory) -> bool:
+    texts = (inventory.engine or "", *(gpu.name for gpu in inventory.gpus))
+    return (
+        len(inventory.models) <= MODELS_IN_INVENTORY_MAX
+        and len(inventory.gpus) <= GPUS_MAX
+        and inventory.client_port < 65_536
+        and all(_is_fit(text) for text in texts)
+        and all(0 <= gpu.capability < 1e6 for gpu in inventory.gpus)
+    )
+
+
+def _is_model(model: ModelFact) -> bool:
+    try:
+        if model.id != HELLO:
+            names.checked(model.id)
+    except BadModelName:
+        return False
+    return (
+        (not model.sha256 or _SHA256.fullmatch(model.sha256) is not None)
+        and _is_fit(model.quantization or "")
+        and 0 <= model.load_s < 1e6
+        and model.slots <= _SLOTS_MAX
+    )
+
+
+def _with_fit_aliases(model: ModelFact) -> ModelFact:
+    return replace(model, aliases=tuple(alias for alias in model.aliases if alias and _is_fit(alias))[:ALIASES_MAX])
+
+
+def _is_fit(text: str) -> bool:
+    """To be shown: a short line."""
+    return len(text) <= _TEXT_MAX and text.isprintable()
+
+
 def _is_sane(load: Load) -> bool:
+    if len(load.models) > MODELS_IN_LOAD_MAX or any(m.slots > _SLOTS_MAX for m in load.models):
+        return False
     percents = (load.cpu, load.memory, load.gpu)
     numbers = [
         load.active,

@@ -214,7 +214,10 @@ class MeshOverview:
 
     def _ip(self, sight: Sight) -> str:
         addresses = self._agent.about.addresses if sight.view is None else self._agent.addresses(sight.peer)
-        return split(addresses[0])[0] if addresses else ""
+        try:
+            return split(addresses[0])[0] if addresses else ""
+        except ValueError:  # what a member says of itself is no address
+            return ""
 
     def _as_agent(self, sight: Sight) -> dict[str, Any]:
         view = sight.view

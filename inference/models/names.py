@@ -17,6 +17,9 @@ from inference.models.model import HELLO
 
 NAME_CHARS_MAX = 200
 NEAREST = 3
+# Of many and long ids only so much is compared: it takes the event loop's time, and other peers choose them.
+COMPARED_MAX = 500
+COMPARED_CHARS = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*(:[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
 _CLOUDS = frozenset({"openai", "anthropic", "ahtnorpic", "google"})
 _GENERIC_STEMS = frozenset({"model", "ggml-model"})
@@ -69,6 +72,14 @@ def resolve(name: str, models: Sequence[M]) -> M:
 
     An alias or stem that several models share means none of them. Raises `ModelNotFound` naming the nearest ids.
     """
+    found = meant(name, models)
+    if found is None:
+        raise absent(name, models)
+    return found
+
+
+def meant(name: str, models: Sequence[M]) -> M | None:
+    """As `resolve`, but None for a name that means none of them."""
     for model in models:
         if model.id == name:
             return model
@@ -79,14 +90,14 @@ def resolve(name: str, models: Sequence[M]) -> M:
     ):
         if len(match) == 1:
             return match[0]
-    raise absent(name, models)
+    return None
 
 
 def absent(name: str, models: Sequence[Named]) -> ModelNotFound:
     """The error for a name that means none of `models`: OpenAI's sentence, and where to go from there."""
     sentence = f"The model `{_shown(name)}` does not exist or you do not have access to it."
-    ids = {model.id.casefold(): model.id for model in in_order(models)}
-    near = difflib.get_close_matches(name[:NAME_CHARS_MAX].casefold(), ids, n=NEAREST, cutoff=0.0)
+    ids = {model.id.casefold()[:COMPARED_CHARS]: model.id for model in in_order(models)[:COMPARED_MAX]}
+    near = difflib.get_close_matches(name.casefold()[:COMPARED_CHARS], ids, n=NEAREST, cutoff=0.0)
     hint = f"Nearest: {', '.join(f'`{ids[key]}`' for key in near)}."
     if not near:
         hint = "There are no models here; add one with `llm-router model import FILE.gguf`."

@@ -183,7 +183,7 @@ def test_a_full_roster_keeps_the_same_statements_everywhere(monkeypatch: pytest.
 
 @pytest.mark.parametrize("flooder", [1, 9])
 def test_who_fills_the_roster_puts_nobody_out(monkeypatch: pytest.MonkeyPatch, flooder: int) -> None:
-    """Peer 1 is a member and lets in puppets that sign as well; 9 is a stranger, whose statements a guest may pass on."""
+    """Peer 1 is a member and lets in puppets that sign as well; 9 is a stranger, whose statements a guest passes on."""
     honest = admitted(admitted(admitted(admitted(founded(), 0, 1), 0, 2), 2, 3), 0, 4).revoke(who(0), who(4).peer_id, 2)
     monkeypatch.setattr(roster_module, "STATEMENTS_MAX", 40)
     made = [by_hand(honest, flooder, puppet) for puppet in range(10, 30)]

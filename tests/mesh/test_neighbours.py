@@ -83,7 +83,7 @@ class Told:
 
     def fact(self, peer: str, key: str) -> Fact | None:
         value = self._inventories[peer] if key == INVENTORY else load_out(IDLE) if key == LOAD else None
-        return None if value is None else Fact(version=1, value=value, received_at=0.0)
+        return None if value is None else Fact(version=1, value=value, received_at=0.0, set_at=0.0)
 
     def addresses(self, peer: str) -> tuple[str, ...]:
         return ()
