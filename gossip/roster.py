@@ -4,9 +4,10 @@ No key of an authority can be stolen and no secret is shared by all: each member
 same statements see the same members (gossip.standing), so merging is union: in any order, any number of times, with the
 same end. A revoked peer never comes back: it makes a new identity. `mesh_id` is the hash of the founding entry.
 
-A full set (4,096 statements) was filled by somebody who means harm. It drops first what nobody signed whom this mesh
-ever let in. Of the rest each branch (one whom the founder let in, with all that came in through it) keeps as many as
-any other: of those what was signed nearest to the founder, then revocations, then entries of low revision, by hash.
+A full set (4,096 statements, or 4 MiB) was filled by somebody who means harm. It drops first what nobody signed whom
+this mesh ever let in. Of the rest each branch (one whom the founder let in, with all that came in through it) keeps as
+many as any other: of those what was signed nearest to the founder, then revocations, then entries of low revision, by
+hash.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gossip.errors import BadStatement, NotAllowed, UnknownPeer
 from gossip.identity import Identity, PeerId, base32, peer_id_of, short
 from gossip.standing import Standing, standing
 from gossip.statements import (
+    ROSTER_BYTES_MAX,
     STATEMENTS_MAX,
     Entry,
     Revocation,
@@ -307,7 +309,7 @@ class Roster:
 
 
 def _accepted(root: Entry, founding: bytes, statements: Iterable[bytes]) -> dict[bytes, Statement]:
-    """The readable statements of this mesh, at most 4,096 by the rule of the module's docstring."""
+    """The readable statements of this mesh, no more than the module's docstring says."""
     found: dict[bytes, Statement] = {founding: root}
     for data in statements:
         try:
@@ -316,8 +318,10 @@ def _accepted(root: Entry, founding: bytes, statements: Iterable[bytes]) -> dict
             continue
         if statement.mesh == root.hash:
             found[data] = statement
-    if len(found) > STATEMENTS_MAX:
-        found = {data: found[data] for data in _by_need(root, found)[:STATEMENTS_MAX]}
+    if len(found) > STATEMENTS_MAX or sum(map(len, found)) > ROSTER_BYTES_MAX:
+        room = ROSTER_BYTES_MAX
+        kept = [data for data in _by_need(root, found) if (room := room - len(data)) >= 0]
+        found = {data: found[data] for data in kept[:STATEMENTS_MAX]}
     return found
 
 

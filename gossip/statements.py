@@ -27,6 +27,8 @@ Via = Literal["founder", "door", "ask", "token", "local", "trusted", "self"]
 
 STATEMENTS_MAX = 4096
 """In one mesh. A home or an office has dozens of machines with a few statements each."""
+ROSTER_BYTES_MAX = 4 * 2**20
+"""All of one mesh's together: it is told to each that joins, and to each that missed something."""
 STATEMENT_BYTES_MAX = 160 * 1024
 """A revocation that keeps 4,096 hashes of 32 bytes has 140 KB; an entry has about 900 bytes."""
 NAME_CHARACTERS_MAX = 64

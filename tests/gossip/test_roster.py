@@ -18,6 +18,7 @@ from gossip.errors import BadStatement, NotAllowed, UnknownPeer
 from gossip.identity import Identity
 from gossip.roster import Roster
 from gossip.statements import (
+    ROSTER_BYTES_MAX,
     STATEMENT_BYTES_MAX,
     Entry,
     Revocation,
@@ -198,6 +199,17 @@ def test_who_fills_the_roster_puts_nobody_out(monkeypatch: pytest.MonkeyPatch, f
     if flooder == 1:
         # there is still room to throw it out, with all that it let in
         assert flooded.revoke(who(0), who(1).peer_id, 3).members.keys() >= ids(0, 2, 3)
+
+
+def test_long_statements_fill_no_roster_that_cannot_be_told() -> None:
+    honest = admitted(admitted(founded(), 0, 1), 0, 2)
+    junk = {bytes([number]) * 32 for number in range(256)}
+    junk |= {bytes([first, second]) * 16 for first in range(256) for second in range(15)}
+    long = [revoked_by_hand(honest, 1, number, set(sorted(junk)[number:])) for number in range(40, 80)]
+    assert sum(map(len, long)) > ROSTER_BYTES_MAX
+    flooded = honest.merged(long)
+    assert sum(map(len, flooded.statements)) <= ROSTER_BYTES_MAX
+    assert set(honest.statements) <= set(flooded.statements)
 
 
 # -- letting in
