@@ -14,6 +14,8 @@ from gossip.channel import Channel, Unreachable
 
 QUEUE_LENGTH_MAX = 2000
 QUEUE_BYTES_MAX = 8 * 1024 * 1024
+SEND_S = 20.0
+"""For one message: who takes a megabyte no faster than this reads nothing."""
 
 
 class Link:
@@ -38,7 +40,6 @@ class Link:
         if self._is_over:
             return
         self.used_at = now
-        self.is_checked = False  # somebody waits for an answer on it
         self._queue.append(data)
         self._bytes += len(data)
         if len(self._queue) > QUEUE_LENGTH_MAX or self._bytes > QUEUE_BYTES_MAX:
@@ -61,12 +62,13 @@ class Link:
                     await self._emptied.wait()
 
     async def write(self) -> None:
-        """Sends what is queued until the link ends or the channel is over."""
+        """Sends what is queued until the link ends or the channel is over; then it is over for both sides."""
         try:
             while not self._is_over:
                 while self._queue:
                     data = self._queue[0]
-                    await self.channel.send(data)
+                    async with asyncio.timeout(SEND_S):
+                        await self.channel.send(data)
                     if self._queue and self._queue[0] is data:
                         self._queue.popleft()
                         self._bytes -= len(data)
@@ -74,5 +76,6 @@ class Link:
                 self._filled.clear()
                 if not self._queue and not self._is_over:
                     await self._filled.wait()
-        except Unreachable:
-            self._is_over = True
+        except (Unreachable, TimeoutError):
+            self.end()
+        await self.channel.close()  # a reader waits on it, and would wait on
