@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from gossip import joiner
-from gossip.admission import Admission, MeshSummary, Token, is_token, plan
+from gossip.admission import WAITING_MAX, Admission, MeshSummary, Token, is_token, plan
 from gossip.agent import Agent
 from gossip.channel import Network, Unreachable
 from gossip.codec import CodecError, pack, unpack
@@ -37,6 +38,7 @@ from gossip.interfaces import split
 from gossip.joining import JoinServer, Welcome
 from gossip.roster import Roster
 from gossip.rundir import Housemate
+from gossip.statements import clean_name
 from gossip.transport import PeerRoute
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ ADDRESSES_OF_ONE_MAX = 4
 DENIED_MAX = 64
 ANNOUNCED_MAX = 256
 TELL_S = 5.0
+ID_MAX = 64
+_DIGITS = re.compile(r"[0-9]{3} [0-9]{3}")
 
 
 class AlreadyMember(JoinError):
@@ -503,12 +507,9 @@ class Meeting:
 
     def _joins_of(self, peer: str) -> Joins:
         fact = self._agent.fact(peer, JOINS)
-        if fact is None:
+        if fact is None or not self._home.roster.is_signer(peer):  # nobody can ask a guest, and it says no to nobody
             return Joins()
-        try:
-            return unpack(Joins, fact.value)
-        except CodecError:
-            return Joins()
+        return joins_in(fact.value)
 
     def _tell(self) -> None:
         """Who waits here changed."""
@@ -586,6 +587,28 @@ class Meeting:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("meeting a stranger failed", exc_info=error)
+
+
+def joins_in(data: bytes) -> Joins:
+    """What another member tells; of those who ask there, as it cannot be else, none."""
+    try:
+        joins = unpack(Joins, data)
+    except CodecError:
+        return Joins()
+    if len(joins.askers) > WAITING_MAX or len(joins.denied) > DENIED_MAX:
+        return Joins()
+    return replace(joins, askers=tuple(asker for asker in joins.askers if _is_asker(asker)))
+
+
+def _is_asker(asker: Asker) -> bool:
+    return (
+        0 < len(asker.id) <= ID_MAX
+        and asker.name == clean_name(asker.name) != ""
+        and _DIGITS.fullmatch(asker.digits) is not None
+        and len(asker.address) <= ID_MAX
+        and asker.address.isprintable()
+        and peer_of(asker.certificate) != ""
+    )
 
 
 def peer_of(certificate: bytes) -> str:
