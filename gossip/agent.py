@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gossip.channel import Channel, Network, Unreachable
-from gossip.codec import CodecError
+from gossip.channels import Channels, Handlers
 from gossip.config import GossipConfig
 from gossip.core import Core
 from gossip.dialling import Dialler
@@ -34,19 +34,14 @@ from gossip.effects import (
     Transmit,
 )
 from gossip.election import Claim
-from gossip.errors import GossipError
 from gossip.frames import (
     CORE,
-    FRAME,
-    FRAMES,
     PROTO_MAX,
     PROTO_MIN,
     Cloned,
     FrameMessage,
     Hello,
     Moved,
-    Probe,
-    ProbeAnswer,
     Statements,
     common_version,
     framed,
@@ -59,20 +54,16 @@ from gossip.roster import Roster
 
 log = logging.getLogger(__name__)
 
-HELLO_S = 5.0
 SLEPT_S = 5.0
 """A gap of the loop this long: the machine slept. Every channel is suspect, and everybody is asked again."""
 LATE_S = 0.25
 TICK_S_MAX = 1.0
 PENDING_S = 1.0
-PARTING_S = 0.5
-CHECK_S = 1.5
 MEASURE_S = 10.0
 PENDING_MAX = 32
-CLONE_CHECK_S = 1.0
 STATEMENTS_PER_FRAME = 200
-QUIET_S = 3.0
-"""A channel that was not heard for this long gives way to a new one of the same process."""
+DIAL_S = 5.0
+CLONE_ADDRESSES_MAX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +112,22 @@ class Agent:
         self._events = events or Events()
         self._loop = asyncio.get_running_loop()
         self._facts: dict[str, tuple[bytes, bool]] = {}
-        self._links: dict[str, Link] = {}
         self._pending: dict[str, list[tuple[float, bytes]]] = {}
-        self._probes: dict[int, asyncio.Future[None]] = {}
         self._wake = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
+        self._channels = Channels(
+            me=me,
+            rng=rng,
+            handlers=Handlers(
+                hello=self._hello,
+                takes=self._takes,
+                opened=self._opened,
+                closed=self._closed,
+                core=lambda peer, data, now: self._carry(self._core.receive(peer, data, now)),
+                framed=self._framed,
+                where=self.addresses,
+            ),
+        )
         self._dialler = Dialler(
             me=me,
             network=network,
@@ -142,7 +144,7 @@ class Agent:
 
     async def run(self) -> None:
         """Takes part until cancelled; then every channel is closed."""
-        self._network.accept(self._accepted)
+        self._network.accept(self._channels.serve)
         try:
             async with self._tasks:
                 self._tasks.create_task(self._drive(), name="gossip clock")
@@ -151,18 +153,18 @@ class Agent:
                 self._carry(self._core.members_are(self._roles(), self._now()))
                 self._refresh()
         finally:
-            await asyncio.gather(*(link.channel.close() for link in self._links.values()), return_exceptions=True)
+            await self._channels.close()
 
     async def leave(self) -> None:
         """Says goodbye to everybody; what is said is on its way when this returns."""
         self.is_leaving = True
         self._carry(self._core.leave(self._now()))
-        await asyncio.gather(*(link.flushed(1.0) for link in list(self._links.values())))
+        await self._channels.flushed()
 
     async def adopt(self, roster: Roster, word: DoorWord | None = None) -> None:
         """Moves to the mesh of `roster`, which has this peer in it. The old members are told where to."""
         moved = framed(Moved(mesh_id=roster.mesh_id, addresses=self._about.addresses))
-        for link in self._links.values():
+        for link in self._channels:
             link.put(moved, self._now())
         await self._said_goodbye()
         self._home.move(roster, word)
@@ -175,26 +177,14 @@ class Agent:
         self._changed_mesh()
 
     async def _said_goodbye(self) -> None:
-        links = list(self._links.values())
         self._carry(self._core.leave(self._now()))
-        await asyncio.gather(*(link.flushed(1.0) for link in links))
-        for link in links:
-            self._drop(link)
+        await self._channels.flushed()
+        for link in self._channels:
+            self._channels.drop(link)
 
     def _changed_mesh(self) -> None:
         self._core = self._new_core()
         self._changed_roster()
-
-    async def look_for_clone(self, address: str) -> None:
-        """Whoever has this peer's identity there, and came later, is told so; or this one is."""
-        try:
-            channel = await self._network.dial(self.me, address, HELLO_S)
-        except Unreachable:
-            return
-        try:
-            await self._greeted(channel)
-        finally:
-            await channel.close()
 
     # -- what others may ask
 
@@ -217,13 +207,13 @@ class Agent:
         return self._core.fact(peer, key)
 
     def is_connected(self, peer: str) -> bool:
-        return peer in self._links
+        return self._channels.get(peer) is not None
 
     def addresses(self, peer: str) -> tuple[str, ...]:
         """Where `peer` may be reached, the best guess first."""
         view = self._core.member(peer)
         told = view.about.addresses if view is not None else ()
-        link = self._links.get(peer)
+        link = self._channels.get(peer)
         here = (link.channel.address,) if link is not None and link.channel.is_dialled else ()
         if here and here[0] in told:
             told = (*here, *told)
@@ -262,9 +252,9 @@ class Agent:
     def hinted(self, peer: str, addresses: Sequence[str]) -> None:
         """Somebody says that the member may be there."""
         self._dialler.hint(peer, addresses)
-        link = self._links.get(peer)
+        link = self._channels.get(peer)
         if link is not None and addresses and link.channel.is_dialled and link.channel.address not in addresses:
-            self._check(link)  # it may have moved
+            self._channels.check(link)  # it may have moved
         if peer in self._home.roster.members:
             self._carry(self._core.hinted(peer, self._now()))
 
@@ -278,14 +268,12 @@ class Agent:
 
     async def probe(self, peer: str, timeout_s: float = 1.0) -> bool:
         """Does it answer, now?"""
-        link = self._links.get(peer)
-        return link is not None and await self._answers(link, timeout_s)
+        return await self._channels.probe(peer, timeout_s)
 
     def interfaces_changed(self, addresses: tuple[str, ...]) -> None:
         """This machine has other addresses now; channels from an old one may be dead and not know it."""
         self.about_is(addresses=addresses)
-        for link in self._links.values():
-            self._check(link)
+        self._channels.check_all()
         self._dialler.wake_all()
 
     # -- the core
@@ -334,15 +322,14 @@ class Agent:
         """How far the others are: one small question to each now and then."""
         while True:
             await asyncio.sleep(MEASURE_S * (0.75 + 0.5 * self._rng.random()))
-            for link in list(self._links.values()):
+            for link in self._channels:
                 began = self._now()
-                if await self._answers(link, CLONE_CHECK_S):
+                if await self._channels.probe(link.peer):
                     self._events.round_trip(link.peer, self._now() - began)
 
     def _woke_up(self, gap_s: float) -> None:
         log.warning("the machine slept, or was stopped; joining again", extra={"seconds": round(gap_s, 1)})
-        for link in self._links.values():
-            self._check(link)
+        self._channels.check_all()
         self._dialler.wake_all()
         self._events.slept()
 
@@ -375,26 +362,13 @@ class Agent:
 
     def _member_changed(self, event: MemberChanged) -> None:
         """A channel to somebody who does not answer keeps a better one from being opened."""
-        link = self._links.get(event.peer)
+        link = self._channels.get(event.peer)
         if link is not None and event.after == "dead":
-            self._drop(link)
+            self._channels.drop(link)
         elif link is not None and event.after == "suspect":
-            self._check(link)
+            self._channels.check(link)
         elif event.after == "alive":
             self._remember(event.peer)
-
-    def _check(self, link: Link) -> None:
-        """Drops the link unless it answers now."""
-
-        async def check() -> None:
-            if not await self._answers(link, CHECK_S) and self._links.get(link.peer) is link:
-                log.info("a channel is dead; another is opened", extra={"peer": short(link.peer)})
-                self._drop(link)
-
-        if not link.is_checked:
-            link.is_checked = True
-            task = self._tasks.create_task(check(), name="checking a channel")
-            task.add_done_callback(lambda _: setattr(link, "is_checked", False))
 
     def _remember(self, peer: str) -> None:
         """A member tells where it is: after a restart it may be for this peer to dial."""
@@ -404,9 +378,7 @@ class Agent:
 
     def _send(self, to: str, data: bytes) -> None:
         now = self._now()
-        link = self._links.get(to)
-        if link is not None:
-            link.put(data, now)
+        if self._channels.put(to, data):
             return
         waiting = self._pending.setdefault(to, [])
         waiting.append((now, data))
@@ -415,58 +387,11 @@ class Agent:
 
     # -- channels
 
-    async def _accepted(self, channel: Channel) -> None:
-        await self._serve(channel)
-
     async def _dialled(self, channel: Channel) -> None:
         try:
-            await self._serve(channel)
+            await self._channels.serve(channel)
         finally:
             await channel.close()
-
-    async def _serve(self, channel: Channel) -> None:
-        """A channel from its first message to its end."""
-        hello = await self._greeted(channel)
-        if hello is None or channel.peer not in self._home.roster.members:
-            return
-        link = Link(channel, hello.run, self._now())
-        writer = asyncio.create_task(link.write(), name=f"to {short(link.peer)}")
-        try:
-            if not await self._takes(link):
-                await link.flushed(1.0)
-                return
-            self._opened(link, hello)
-            await self._read(link)
-        finally:
-            link.end()
-            writer.cancel()
-            await asyncio.wait({writer})
-            self._closed(link)
-
-    async def _greeted(self, channel: Channel) -> Hello | None:
-        """Says hello and hears it; None when this channel is not for us."""
-        try:
-            async with asyncio.timeout(HELLO_S):
-                await channel.send(framed(self._hello()))
-                data = await channel.receive()
-            message = FRAMES.decode(data[1:]) if data is not None and data[:1] == FRAME else None
-        except (GossipError, CodecError, TimeoutError):
-            return None
-        if not isinstance(message, Hello):
-            return None
-        if common_version(message, self._versions) is None:
-            log.warning(
-                "a peer speaks another version", extra={"peer": short(channel.peer), "version": message.version}
-            )
-            self._events.wrong_version(channel.peer, message)
-            return None
-        if channel.peer == self.me:
-            self._met_myself(channel, message)
-            return None
-        if message.mesh_id != self._home.roster.mesh_id:
-            self._events.moved(message.mesh_id, (channel.address,) if channel.is_dialled else ())
-            return None
-        return message
 
     def _hello(self) -> Hello:
         roster = self._home.roster
@@ -479,43 +404,40 @@ class Agent:
             digest=roster.digest,
         )
 
+    def _takes(self, channel: Channel, hello: Hello) -> bool:
+        """Whether this channel is for us: a version in common, this mesh, a member, and not ourselves."""
+        if common_version(hello, self._versions) is None:
+            log.warning("a peer speaks another version", extra={"peer": short(channel.peer), "version": hello.version})
+            self._events.wrong_version(channel.peer, hello)
+            return False
+        if channel.peer == self.me:
+            self._met_myself(channel, hello)
+            return False
+        if hello.mesh_id != self._home.roster.mesh_id:
+            self._events.moved(hello.mesh_id, (channel.address,) if channel.is_dialled else ())
+            return False
+        return channel.peer in self._home.roster.members
+
     def _met_myself(self, channel: Channel, hello: Hello) -> None:
         """Another process proves my identity. The one that started later gives way."""
         if hello.run < self.run_id:
             self._events.cloned(channel.address)
 
-    async def _takes(self, link: Link) -> bool:
-        """Whether `link` becomes the channel to its peer, in the place of one that is there."""
-        old = self._links.get(link.peer)
-        if old is None:
-            return True
-        if old.run != link.run:
-            # a restart, if the old process is silent; else two processes have one identity
-            if not await self._answers(old, CLONE_CHECK_S):
-                self._drop(old)
-                return True
-            later, earlier = (link, old) if link.run > old.run else (old, link)
-            log.error("two machines have the same identity", extra={"peer": short(link.peer)})
-            later.put(framed(Cloned(address=earlier.channel.address)), self._now())
-            if later is old:
-                await old.flushed(1.0)
-                self._drop(old)
-                return True
-            return False
-        if self._now() - old.heard_at > QUIET_S or self._is_better(link, old):
-            self._drop(old)
-            return True
-        return False
-
-    def _is_better(self, new: Link, old: Link) -> bool:
-        """Both sides opened one: the channel that the smaller id dialled stays. Of one side's two, the newer."""
-        if new.channel.is_dialled == old.channel.is_dialled:
-            return True
-        return new.channel.is_dialled == (self.me < new.peer)
+    async def look_for_clone(self, address: str) -> None:
+        """Whether another process with this peer's identity is there: its handshake proves it, or nothing does."""
+        try:
+            channel = await self._network.dial(self.me, address, DIAL_S)
+        except Unreachable:
+            return
+        try:
+            hello = await self._channels.greeted(channel)
+            if hello is not None:
+                self._met_myself(channel, hello)
+        finally:
+            await channel.close()
 
     def _opened(self, link: Link, hello: Hello) -> None:
         now = self._now()
-        self._links[link.peer] = link
         self._dialler.has(link.peer, True)
         if link.channel.is_dialled:
             self._home.remember(link.peer, link.channel.address)
@@ -526,69 +448,19 @@ class Agent:
                 link.put(data, now)
         self._carry(self._core.connected(link.peer, now))
 
-    def _closed(self, link: Link) -> None:
-        if self._links.get(link.peer) is link:
-            del self._links[link.peer]
-            self._dialler.has(link.peer, False)
-            self._carry(self._core.disconnected(link.peer, self._now()))
-
-    def _drop(self, link: Link) -> None:
-        """Ends a link from here."""
-        link.end()
-        self._tasks.create_task(link.channel.close(), name="closing")
-        self._closed(link)
-
-    def _dismiss(self, link: Link) -> None:
-        """Hears nothing more on this link; what is on its way out (why it ends) still goes."""
-        self._closed(link)
-
-        async def part() -> None:
-            await link.flushed(PARTING_S)
-            link.end()
-            await link.channel.close()
-
-        self._tasks.create_task(part(), name="parting")
-
-    async def _read(self, link: Link) -> None:
-        while (data := await link.channel.receive()) is not None:
-            if self._links.get(link.peer) is not link:
-                return  # replaced or dropped; a channel of somebody revoked says nothing any more
-            link.heard_at = link.used_at = self._now()
-            kind, body = data[:1], data[1:]
-            if kind == CORE:
-                self._carry(self._core.receive(link.peer, body, link.heard_at))
-            elif kind == FRAME:
-                try:
-                    self._framed(link, FRAMES.decode(body))
-                except CodecError as error:
-                    log.debug("not a frame", extra={"peer": short(link.peer), "reason": str(error)})
+    def _closed(self, peer: str) -> None:
+        self._dialler.has(peer, False)
+        self._carry(self._core.disconnected(peer, self._now()))
 
     def _framed(self, link: Link, message: object) -> None:
         match message:
-            case Probe(nonce=nonce):
-                link.put(framed(ProbeAnswer(nonce=nonce)), self._now())
-            case ProbeAnswer(nonce=nonce):
-                if (answer := self._probes.get(nonce)) is not None and not answer.done():
-                    answer.set_result(None)
             case Statements(statements=statements):
                 self._learned(link, statements)
             case Moved(mesh_id=mesh_id, addresses=addresses):
                 self._events.moved(mesh_id, addresses)
-            case Cloned(address=address):
-                self._events.cloned(address)
-
-    async def _answers(self, link: Link, timeout_s: float) -> bool:
-        nonce = self._rng.getrandbits(32)
-        answer = self._probes[nonce] = self._loop.create_future()
-        try:
-            link.put(framed(Probe(nonce=nonce)), self._now())
-            async with asyncio.timeout(timeout_s):
-                await answer
-            return True
-        except TimeoutError:
-            return False
-        finally:
-            del self._probes[nonce]
+            case Cloned(addresses=addresses):  # anybody can say so
+                for address in addresses[:CLONE_ADDRESSES_MAX]:
+                    self._tasks.create_task(self.look_for_clone(address), name="looking for a clone")
 
     # -- the roster
 
@@ -598,7 +470,7 @@ class Agent:
             link.put(framed(message), self._now())
 
     def _flood(self, statements: Sequence[bytes], but: Link | None) -> None:
-        for link in list(self._links.values()):
+        for link in self._channels:
             if link is not but:
                 self._tell(link, statements)
 
@@ -618,10 +490,10 @@ class Agent:
     def _changed_roster(self) -> None:
         roster = self._home.roster
         self._events.roster(roster)  # first: new members must find their certificates trusted
-        for peer, link in list(self._links.items()):
-            if peer not in roster.members:
-                log.warning("a peer is no member any more", extra={"peer": short(peer)})
-                self._dismiss(link)
+        for link in self._channels:
+            if link.peer not in roster.members:
+                log.warning("a peer is no member any more", extra={"peer": short(link.peer)})
+                self._channels.dismiss(link)
         self._carry(self._core.members_are(self._roles(), self._now()))
         self._refresh()
 

@@ -58,9 +58,9 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cloned:
-    """Another living process has the receiver's identity, since before it: its data folder is a copy."""
+    """Another living process may have the receiver's identity, since before it. It is there: look for yourself."""
 
-    address: str
+    addresses: tuple[str, ...]
 
 
 FrameMessage = Hello | Statements | Probe | ProbeAnswer | Moved | Cloned

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from gossip.agent import Agent, Events
 from gossip.config import LAN
 from gossip.election import Claim
-from gossip.frames import PROTO_MAX, PROTO_MIN
+from gossip.frames import PROTO_MAX, PROTO_MIN, Cloned, framed
 from gossip.home import Home
 from gossip.identity import Identity
 from gossip.member import About
@@ -49,6 +49,7 @@ class Node:
     port: Port
     task: asyncio.Task[None] | None = None
     clones: int = 0
+    name: str = ""
     versions: tuple[int, int] = (PROTO_MIN, PROTO_MAX)
     strange: list[tuple[str, str]] = field(default_factory=list)
 
@@ -59,7 +60,7 @@ class Node:
     def live(self) -> None:
         """Starts, or starts again."""
         loop = asyncio.get_running_loop()
-        self.port = Port(self.wires, self.me)
+        self.port = Port(self.wires, self.me, self.name)
         self.home = _home(self.identity, self.shelf)
 
         def cloned(address: str) -> None:
@@ -285,13 +286,28 @@ def test_two_that_have_no_version_in_common_say_so_and_stay_apart() -> None:
     run(scenario, 3, seed=9)
 
 
+def test_a_member_that_only_claims_there_is_a_clone_stops_nobody() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        await until(lambda: all_alive(nodes), "converged", 20.0)
+        liar, victim = nodes[0], nodes[1]
+        link = liar.agent._channels.get(victim.me)
+        assert link is not None
+        for address in (liar.port.address, victim.port.address, "nowhere:1"):
+            link.put(framed(Cloned(addresses=(address,))), 0.0)
+        await asyncio.sleep(30.0)
+        assert victim.clones == 0 and all_alive(nodes)
+
+    run(scenario, 3, seed=10)
+
+
 def test_of_two_processes_with_one_identity_the_later_one_is_told() -> None:
     async def scenario(wires: Wires, nodes: list[Node]) -> None:
         list(started(nodes))
         await until(lambda: all_alive(nodes), "converged", 20.0)
         first = nodes[1]
-        wires.ports.pop(first.me)  # the copy takes over its address, as a second machine has another one
         copy = Node(first.identity, Shelf(first.shelf.state), wires, random.Random(9), None, None, None)  # type: ignore[arg-type]
+        copy.name = "copy"
         copy.live()
         try:
             await until(lambda: copy.clones > 0, "the copy knows", 20.0)
