@@ -188,6 +188,15 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def may_be_peer(address: str) -> bool:
+    """Whether to look there because another machine says so: at a machine's own address, at no name, at no group."""
+    try:
+        host, _ = split(address)
+    except ValueError:
+        return False
+    return is_dialable(host) or is_loopback(host)
+
+
 # -- the thin shell
 
 

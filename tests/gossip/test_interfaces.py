@@ -20,6 +20,7 @@ from gossip.interfaces import (
     is_private_or_local,
     is_public,
     joined,
+    may_be_peer,
     read,
     split,
     watch,
@@ -273,3 +274,27 @@ def test_a_hosts_own_address_and_its_change_are_read_and_docker_is_not() -> None
         assert host.run(ask, cwd=ROOT).stdout.split() == ["10.77.9.9", host.ip6]
         lan.unplug("h1")
         assert host.run(ask, cwd=ROOT).stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("address", "is_one"),
+    [
+        ("192.168.1.9:8081", True),
+        ("[fd00::1]:8081", True),
+        ("127.0.0.1:8081", True),
+        ("169.254.169.254:80", False),
+        ("metadata.google.internal:80", False),
+        ("evil.example:443", False),
+        ("224.0.0.1:80", False),
+        ("255.255.255.255:80", False),
+        ("0.0.0.0:8081", False),
+        ("[::]:8081", False),
+        ("2130706433:80", False),
+        ("192.168.1.9:8081/join?x=", False),
+        ("user@192.168.1.9:8081", False),
+        ("192.168.1.9", False),
+        ("x" * 4000, False),
+    ],
+)
+def test_nobody_is_sent_where_no_peer_can_be(address: str, is_one: bool) -> None:
+    assert may_be_peer(address) is is_one
