@@ -109,7 +109,10 @@ class Admission:
         self._forget(now)
         if asked.mode in ("door", "ask") and asked.peer_id in self._denied:
             minutes = max(1, round((self._denied[asked.peer_id] - now) / 60))
-            raise JoinDenied(f"a member of this mesh denied this machine; it may ask again in {minutes} minutes")
+            raise JoinDenied(
+                f"this machine was denied there: it may ask again in {minutes} minutes, "
+                "or come in by a line of llm-router invite"
+            )
         begun = self._begun.values()
         if len(begun) >= BEGUN_MAX or sum(x.source == asked.source for x in begun) >= BEGUN_FROM_ONE_MAX:
             raise JoinBusy("too many machines join at this moment: try again")

@@ -10,14 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import secrets
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import msgpack
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorError,
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+)
 
 from gossip.admission import (
     NONCE_BYTES,
@@ -252,8 +262,7 @@ class _Talk:
                         raise JoinUnreachable(f"{self.address} answers with more than {ROSTER_BYTES_MAX} bytes")
                 return answer.status, bytes(body)
         except (ClientError, OSError, TimeoutError) as error:
-            reason = str(error) or type(error).__name__
-            raise JoinUnreachable(f"{self.address} does not answer: {reason}") from None
+            raise JoinUnreachable(f"{self.address} does not answer: {_words(error)}") from None
 
 
 @contextlib.asynccontextmanager
@@ -279,7 +288,7 @@ async def _certificate_at(address: str) -> bytes:
         async with asyncio.timeout(REQUEST_S):
             _, writer = await asyncio.open_connection(host, port, ssl=stranger_context())
     except (OSError, ssl.SSLError, TimeoutError) as error:
-        raise JoinUnreachable(f"{address} does not answer: {error or type(error).__name__}") from None
+        raise JoinUnreachable(f"{address} does not answer: {_words(error)}") from None
     try:
         return certificate_of(writer.get_extra_info("ssl_object")) or b""
     finally:
@@ -291,6 +300,28 @@ def _split(address: str) -> tuple[str, int]:
         return split(address)
     except ValueError as error:
         raise JoinUnreachable(str(error)) from None
+
+
+def _words(error: Exception) -> str:
+    """The operating system's reasons as a person says them."""
+    cause: Exception = error
+    if isinstance(error, ClientConnectorCertificateError):
+        cause = error.certificate_error
+    elif isinstance(error, ClientConnectorError):
+        cause = error.os_error
+    if isinstance(cause, TimeoutError):
+        return "it is silent; is it on, and does its firewall let TCP in at that port?"
+    if isinstance(cause, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(cause, socket.gaierror):
+        return "there is no machine of that name"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return "its certificate is another than a moment ago"
+    if isinstance(cause, ssl.SSLError):
+        return "what listens there is no peer port"
+    if isinstance(cause, OSError) and cause.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return "there is no way to it; is it on, and on this network?"
+    return str(error) or type(error).__name__
 
 
 def _understood(kind: type[T], body: bytes) -> T:

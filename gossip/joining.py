@@ -253,6 +253,8 @@ class JoinServer:
         ask, now = unpack(Ask, body), self._now()
         self._require_mode(request, ask)
         peer_id = peer_id_of(ask.certificate)
+        if peer_id in self._roster().revoked:
+            raise JoinDenied("this machine was revoked there; as a new one it may ask: llm-router identity reset")
         remote = _addresses(request)[0]
         asked = Asked(
             id=secrets.token_hex(16),

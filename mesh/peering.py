@@ -209,12 +209,7 @@ class Peering:
     def greeting(self) -> str:
         """Where this peer stands with other machines, in words."""
         members = len(self.home.roster.members)
-        left = self.home.door_seconds_left()
-        if members > 1:
-            return f"{self.home.mesh_name}, {members} machines: llm-router peers"
-        if left > 0:
-            return "alone so far; " + news.door_open(left)
-        return "alone; " + news.door_open(0)
+        return news.together(self.home.mesh_name, members) if members > 1 else news.alone(self.home.door_seconds_left())
 
     # -- life
 
@@ -398,7 +393,7 @@ class Peering:
             if word is not None and self.home.heard(word):
                 self._tell_door()
         else:
-            self.meeting.fact_changed(peer, key)
+            self.meeting.askers.fact_changed(peer, key)
             self._neighbours.fact_changed(peer, key)
 
     def _tell_door(self) -> None:
@@ -428,7 +423,7 @@ class Peering:
         for peer in self._known - set(roster.members):
             self._gone(peer)
         self._known = set(roster.members)
-        self.meeting.roster_changed(roster)
+        self.meeting.askers.roster_changed(roster)
         if self._discovery is not None:
             self._discovery.update(mesh=roster.mesh_id[:16])
 

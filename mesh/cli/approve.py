@@ -31,7 +31,7 @@ def approve(peer: Peer, who: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command(
-    help="Refuse a machine that asks to join.\n\n"
+    help="Deny a machine that asks to join.\n\n"
     "It cannot ask again for an hour. Without DIGITS, those that ask are listed."
 )
 @_WHO
@@ -45,7 +45,7 @@ def deny(peer: Peer, who: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json(answer)
     else:
-        click.echo(harmless(f"{answer['name']} is refused; it cannot ask again for an hour"))
+        click.echo(harmless(f"{answer['name']} is denied; it cannot ask again for an hour"))
 
 
 def _list(peer: Peer, as_json: bool) -> None:

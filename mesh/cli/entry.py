@@ -24,7 +24,7 @@ COMMANDS = {
     "peers": Entry("mesh.cli.peers:peers", "List, show, rename, trust and revoke the machines of the mesh."),
     "door": Entry("mesh.cli.door:door", "Let new machines of this network join by themselves for a while, or not."),
     "approve": Entry("mesh.cli.approve:approve", "Let a machine in that asks to join."),
-    "deny": Entry("mesh.cli.approve:deny", "Refuse a machine that asks to join."),
+    "deny": Entry("mesh.cli.approve:deny", "Deny a machine that asks to join."),
     "invite": Entry("mesh.cli.invite:invite", "Print the line that lets another machine join."),
     "join": Entry("mesh.cli.join:join", "Join the mesh of another machine."),
     "leave": Entry("mesh.cli.join:leave", "Leave the mesh, and be one of one machine again."),

@@ -16,7 +16,7 @@ class Start:
 
     `gpus` are names; `models` the number on disk besides the built-in one. `lan_url` is
     how other machines reach a peer that is open to them, else None. `mesh` says where it stands with other machines
-    (empty: nothing to say). `warnings` are shown last, each one line.
+    (empty: nothing to say; it may have several lines). `warnings` are shown last, each one line.
     """
 
     name: str
@@ -45,7 +45,8 @@ def greeting(start: Start) -> str:
         *([("mesh", harmless(start.mesh))] if start.mesh else []),
     ]
     lines = [f"{start.name}: llm-router {start.version} is ready", ""]
-    lines += [f"  {label:<10} {text}" for label, text in rows]
+    below = "\n" + " " * 13
+    lines += [f"  {label:<10} {text.replace(chr(10), below)}" for label, text in rows]
     lines += ["", f"  export OPENAI_BASE_URL={start.url}/v1"]
     if start.engine:
         lines += ['  llm-router run hello "What are you?"', ""]

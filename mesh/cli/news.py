@@ -10,30 +10,28 @@ from collections.abc import Sequence
 from mesh.cli.output import count, duration, harmless
 
 
-def looking() -> str:
-    """At the start of a peer that is in no mesh yet."""
-    return "looking for other machines of this network"
-
-
-def formed(mesh: str, door_s: float) -> str:
-    """This peer found nobody and is a mesh of its own."""
-    return harmless(f"mesh {mesh} is formed, this machine is its first") + "\n" + door_open(door_s)
-
-
-def door_open(door_s: float) -> str:
-    """The countdown; 0 is a door that is shut."""
+def alone(door_s: float) -> str:
+    """At the start of a peer that is in no mesh with others yet. `door_s`: how long its door is open; 0: it is shut."""
     if door_s <= 0:
-        return "the door is shut: a new machine asks to join; llm-router door open lets it in by itself"
+        return (
+            "no other machine yet, and the door is shut: a new machine asks, llm-router approve lets it in\n"
+            "llm-router door open lets those of this network in by themselves"
+        )
     return (
-        f"the door is open for another {duration(door_s)}: start llm-router on other machines of this network and they "
-        "join by themselves; llm-router door close shuts it"
+        f"no other machine yet; the door is open for another {duration(door_s)} (llm-router door close shuts it)\n"
+        "start llm-router on other machines of this network, they join by themselves"
     )
+
+
+def together(mesh: str, members: int) -> str:
+    """At the start of a peer that comes back to its mesh."""
+    return harmless(f"{mesh}, {count(members, 'machine')}: llm-router peers")
 
 
 def found(mesh: str, members: int, digits: str) -> str:
     """This peer asks to join."""
     what = f"Found mesh {mesh} ({count(members, 'machine')}). Asking to join: {digits}"
-    return harmless(f"{what}\non one of them, if it shows the same digits: llm-router approve {digits}")
+    return harmless(f"{what}\nif one of them shows the same digits, say there: llm-router approve {digits}")
 
 
 def joined(mesh: str, members: int) -> str:
@@ -58,21 +56,17 @@ def admitted(name: str, short_id: str, via: str) -> str:
     """A machine came in: `via` is one of door, ask, token, local, trusted."""
     how = {
         "door": "by the open door",
-        "ask": "as approved",
+        "ask": "and was approved",
         "token": "by invitation",
         "local": "from the same machine",
     }.get(via, "")
-    undo = f"to undo: llm-router peers revoke {short_id}"
+    undo = f"to put it out again: llm-router peers revoke {short_id}"
     return harmless(f"{name} ({short_id}) joined{' ' + how if how else ''}; {undo}")
 
 
 def guests(names: Sequence[str]) -> str:
-    """Those that wait for confirmation."""
-    waits = "waits" if len(names) == 1 else "wait"
-    return harmless(
-        f"{count(len(names), 'machine')} {waits} for confirmation ({', '.join(names)}): if yours, "
-        "llm-router peers trust NAME"
-    )
+    """Those that nobody has trusted yet."""
+    return harmless(f"guests: {', '.join(names)}; if yours: llm-router peers trust NAME")
 
 
 def coordinator(name: str, term: int, *, is_this: bool) -> str:
@@ -82,17 +76,12 @@ def coordinator(name: str, term: int, *, is_this: bool) -> str:
 
 def lost(name: str) -> str:
     """A member is dead: its requests go on elsewhere."""
-    return harmless(f"{name} does not answer any more; its requests go to others")
+    return harmless(f"{name} does not answer any more; its requests go to other machines")
 
 
 def left(name: str) -> str:
     """A member left on purpose."""
     return harmless(f"{name} has left the mesh")
-
-
-def revoked(name: str, by: str) -> str:
-    """A member was put out."""
-    return harmless(f"{name} was revoked by {by}")
 
 
 def this_was_revoked(mesh: str, by: str) -> str:

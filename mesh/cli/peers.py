@@ -55,7 +55,7 @@ def show(peer: Peer, who: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        print_fields({name: value for name, value in found.items() if name not in ("agent_id", "node_id")})
+        print_fields(_details(found))
 
 
 @click.command(help="Call a machine something else.")
@@ -97,13 +97,29 @@ def revoke(peer: Peer, who: str, yes: bool) -> None:
     click.echo(harmless(f"{answer['name']} is out of the mesh"))
 
 
+def _details(found: dict[str, Any]) -> dict[str, Any]:
+    """What a person reads of it, in that order, under names that are told apart without their units."""
+    named = {
+        "cpu_percent": "cpu_used_percent",
+        "gpu_percent": "gpu_used_percent",
+        "memory_percent": "memory_used_percent",
+        "since_s": "for_s",
+        "joined_by": "came_by",
+        "added_by": "let_in_by",
+    }
+    first = ("name", "state", "since_s", "is_guest", "joined_by", "added_by", "joined_at", "addresses", "is_connected")
+    left_out = ("agent_id", "node_id", "ip_address", "incarnation")
+    order = [*(name for name in first if name in found), *(name for name in found if name not in first)]
+    return {named.get(name, name): found[name] for name in order if name not in left_out}
+
+
 def _row(found: dict[str, Any], mesh: dict[str, Any]) -> list[str]:
     models = found.get("models")
     since_s = found.get("since_s")
     return [
         found["name"],
         found["state"],
-        "-" if since_s is None else duration(since_s),
+        "-" if since_s is None else duration(max(1.0, since_s)),
         plain(len(models) if isinstance(models, list) else models),
         plain(found.get("active_requests")),
         plain(found.get("queued")),
@@ -131,6 +147,8 @@ def _hints(mesh: dict[str, Any]) -> list[str]:
     if guests:
         lines.append(f"guests: {', '.join(guests)}; if yours: llm-router peers trust NAME")
     if len(mesh["peers"]) == 1:
-        lines.append("no other machine yet: start llm-router on one of the same network")
+        lines.append(
+            "no other machine yet: start llm-router on others of this network, or invite one: llm-router invite"
+        )
         lines.append(f"the door is {door_text(mesh['door'])}")
     return lines

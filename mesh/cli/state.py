@@ -54,7 +54,7 @@ def mesh_fields(mesh: dict[str, Any]) -> dict[str, str]:
     coordinator = mesh["coordinator"]
     guests = [peer["name"] for peer in mesh["peers"] if peer.get("is_guest")]
     fields = {
-        "mesh": f"{mesh['name']}, {count(len(mesh['peers']), 'machine')} ({_states(mesh['peers'])})",
+        "mesh": _mesh_text(mesh),
         "coordinator": f"{coordinator['name']}, term {mesh['term']}" if coordinator else "none yet",
         "door": door_text(mesh["door"]),
     }
@@ -71,7 +71,7 @@ def door_text(door: dict[str, Any]) -> str:
     """`open for another 7 min: ...`, or shut, and what that means for a new machine."""
     if door["open"]:
         return f"open for another {duration(door['seconds_left'])}: machines of this network join by themselves"
-    return "shut: a new machine asks to join, and one of these approves it"
+    return "shut: a new machine asks, and llm-router approve lets it in"
 
 
 def print_fields(answer: dict[str, Any], more: dict[str, str] | None = None) -> None:
@@ -105,6 +105,12 @@ def _print_machines(agents: list[dict[str, Any]]) -> None:
     print_table(["MACHINE", "STATE", "MODELS IN MEMORY", "ACTIVE", "QUEUED"], rows, right=["ACTIVE", "QUEUED"])
 
 
+def _mesh_text(mesh: dict[str, Any]) -> str:
+    if len(mesh["peers"]) == 1:
+        return f"{mesh['name']}, no other machine yet"
+    return f"{mesh['name']}, {count(len(mesh['peers']), 'machine')} ({_states(mesh['peers'])})"
+
+
 def _states(peers: list[dict[str, Any]]) -> str:
     """`2 alive, 1 suspect`, in the order in which they first come."""
     states = [peer["state"] for peer in peers]
@@ -113,8 +119,9 @@ def _states(peers: list[dict[str, Any]]) -> str:
 
 def _joining_text(joining: dict[str, Any]) -> str:
     if joining["state"] == "asking":
-        return f"asks to join {joining['name']}, which must show the same digits: {joining['digits']}"
-    return f"{joining['name']}: {joining['state']}" + (f", {joining['reason']}" if joining.get("reason") else "")
+        digits = joining["digits"]
+        return f"{joining['name']}: {digits}; if it shows the same digits, say there: llm-router approve {digits}"
+    return f"{joining['name']}, in vain: {joining.get('reason') or joining['state']}"
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

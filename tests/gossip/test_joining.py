@@ -201,6 +201,17 @@ async def test_a_revoked_peer_does_not_come_back_through_the_door() -> None:
             await join(address, joiner)
 
 
+async def test_a_revoked_peer_is_told_so_and_nobody_is_asked() -> None:
+    member, joiner = Member(door=True), newcomer()
+    async with asyncio.timeout(DEADLINE_S), member.serving() as address:
+        await join(address, joiner)
+        member.roster = member.roster.revoke(member.identity, joiner.identity.peer_id, 1)
+        member.door = False
+        with pytest.raises(JoinDenied, match="identity reset"):
+            await join(address, joiner)
+        assert member.server.waiting() == ()
+
+
 # -- ask
 
 

@@ -81,7 +81,7 @@ async def test_a_mesh_of_one_says_how_to_add_a_machine(mesh: ScriptedMesh, run: 
     mesh.waiting, mesh.coordinator, mesh.door_seconds = [], None, 420.0
     result = await run("peers")
     assert result.stderr.splitlines() == [
-        "no other machine yet: start llm-router on one of the same network",
+        "no other machine yet: start llm-router on others of this network, or invite one: llm-router invite",
         "the door is open for another 7 min: machines of this network join by themselves",
     ]
 
@@ -114,10 +114,10 @@ async def test_show_tells_everything_with_addresses(mesh: ScriptedMesh, run: Run
     lines = (await run("peers", "show", ATTIC[:6])).stdout.splitlines()
     fields = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in lines}
     assert fields["name"] == "attic"
-    assert fields["since"] == "3 min"
-    assert fields["ip address"] == "192.168.1.21"
+    assert fields["for"] == "3 min"
+    assert fields["addresses"] == "192.168.1.20:8081"
     assert fields["is guest"] == "no"
-    assert (fields["cpu"], fields["memory"]) == ("12 %", "32.0 GB")
+    assert (fields["cpu used"], fields["memory"]) == ("12 %", "32.0 GB")
     assert fields["joined at"] == time.strftime("%Y-%m-%d %H:%M", time.localtime(1_764_000_000))
     assert "agent id" not in fields
 
@@ -157,7 +157,7 @@ async def test_revoke_says_what_it_means_and_wants_a_yes(mesh: ScriptedMesh, run
 
 
 async def test_the_door_is_shown_opened_and_shut(mesh: ScriptedMesh, run: Run) -> None:
-    shut = "the door is shut: a new machine asks to join, and one of these approves it\n"
+    shut = "the door is shut: a new machine asks, and llm-router approve lets it in\n"
     assert (await run("door")).stdout == shut
     opened = await run("door", "open")
     assert opened.stdout == "the door is open for another 10 min: machines of this network join by themselves\n"
@@ -176,7 +176,7 @@ async def test_a_door_cannot_be_open_for_no_time_or_for_ever(mesh: ScriptedMesh,
 @pytest.mark.parametrize("typed", [("481", "920"), ("481920",), ("481 920",), ("481-920",)])
 async def test_digits_are_taken_however_they_are_typed(mesh: ScriptedMesh, run: Run, typed: tuple[str, ...]) -> None:
     assert (await run("approve", *typed)).stdout == "cellar is in the mesh\n"
-    assert (await run("deny", *typed)).stdout == "cellar is refused; it cannot ask again for an hour\n"
+    assert (await run("deny", *typed)).stdout == "cellar is denied; it cannot ask again for an hour\n"
     assert mesh.asked == [("approve", "481 920"), ("deny", "481 920")]
 
 
@@ -284,14 +284,14 @@ async def test_status_tells_the_mesh_below_the_peer(mesh: ScriptedMesh, run: Run
         "uptime       90 s",
         "mesh         tower, 3 machines (2 alive, 1 suspect)",
         "coordinator  attic, term 7",
-        "door         shut: a new machine asks to join, and one of these approves it",
+        "door         shut: a new machine asks, and llm-router approve lets it in",
         "waiting      1 machine to be let in: llm-router approve",
         "guests       kitchen; if yours: llm-router peers trust NAME",
     ]
     mesh.after_join = [ASKING]
-    assert "joining      asks to join loft, which must show the same digits: 111 222" in (await run("status")).stdout
+    assert "joining      loft: 111 222; if it shows the same digits" in (await run("status")).stdout
     mesh.after_join = [ASKING | {"state": "failed", "reason": "it went away"}]
-    assert "joining      loft: failed, it went away" in (await run("status")).stdout
+    assert "joining      loft, in vain: it went away" in (await run("status")).stdout
 
 
 async def test_ps_of_all_machines_is_a_row_each(mesh: ScriptedMesh, run: Run) -> None:
