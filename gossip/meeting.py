@@ -1,8 +1,7 @@
 """Strangers: who they are, whether one mesh moves into the other, and who asks to come in.
 
 Hints (mDNS, seeds, the run dir, members that moved) name an address. Who answers there says which mesh it is of, and
-gossip.admission decides what that means: nothing, come in by its open door, or ask. Requests to join stand in a fact of
-the member that was asked, so that every member can say yes (it signs) or no (it says so in a fact of its own).
+gossip.admission decides what that means: nothing, come in by its open door, or ask. Who asks here: gossip.askers.
 """
 
 from __future__ import annotations
@@ -10,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from gossip import joiner
-from gossip.admission import WAITING_MAX, Admission, MeshSummary, Token, is_token, plan
+from gossip.admission import Admission, MeshSummary, Token, is_token, plan
 from gossip.agent import Agent
+from gossip.askers import Askers
 from gossip.channel import Network, Unreachable
-from gossip.codec import CodecError, pack, unpack
 from gossip.errors import (
-    BadCertificate,
     GossipError,
     JoinBusy,
     JoinDenied,
@@ -29,21 +26,18 @@ from gossip.errors import (
     JoinExpired,
     NotAllowed,
     TokenRefused,
-    UnknownPeer,
 )
 from gossip.home import Home, word_in, word_out
-from gossip.identity import Identity, peer_id_of, short
+from gossip.identity import Identity, short
 from gossip.interfaces import joined as joined_address
 from gossip.interfaces import split
 from gossip.joining import JoinServer, Welcome
 from gossip.roster import Roster
 from gossip.rundir import Housemate
-from gossip.statements import clean_name
 from gossip.transport import PeerRoute
 
 log = logging.getLogger(__name__)
 
-JOINS = "joins"
 PEER_PORT = 8081
 HINTS_MAX = 64
 """Addresses waiting to be asked; more are dropped, they come again."""
@@ -57,11 +51,6 @@ ENDED_SHOWN_S = 15.0
 ASK_AGAIN_S = 600.0
 MEET_S = 10.0
 ADDRESSES_OF_ONE_MAX = 4
-DENIED_MAX = 64
-ANNOUNCED_MAX = 256
-TELL_S = 5.0
-ID_MAX = 64
-_DIGITS = re.compile(r"[0-9]{3} [0-9]{3}")
 
 
 class AlreadyMember(JoinError):
@@ -83,26 +72,6 @@ class Said:
     joined: Callable[[str, int], None] = lambda mesh, members: None
     asked: Callable[[str, str, str], None] = lambda name, digits, address: None
     admitted: Callable[[str, str, str], None] = lambda name, short_id, via: None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asker:
-    """A machine that asks to join, as a fact tells it to all members."""
-
-    id: str
-    name: str
-    certificate: bytes
-    digits: str
-    address: str
-    until_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Joins:
-    """The fact: who asks at this peer, and to whom (ids of requests anywhere) this peer said no."""
-
-    askers: tuple[Asker, ...] = ()
-    denied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +121,7 @@ class Meeting:
         self._asking: asyncio.Task[None] | None = None
         self._joining: Joining | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._denied: tuple[str, ...] = ()
-        self._told: bytes = b""
         self._clones_checked: dict[str, float] = {}
-        self._announced: set[str] = set()
         self._server = JoinServer(
             identity=identity,
             roster=lambda: home.roster,
@@ -169,9 +135,19 @@ class Meeting:
             local_secret=secret,
             door_state=lambda: "guest" if home.is_claimed else "active",
             is_closed=lambda: agent.is_leaving,
-            changed=self._tell,
+            changed=lambda: self.askers.tell(),
             met=self._met,
             word=lambda: word_out(home.word),
+        )
+
+        self.askers = Askers(
+            identity=identity,
+            home=home,
+            agent=agent,
+            server=self._server,
+            admitted=self._admitted,
+            said=said.asked,
+            now_s=now_s,
         )
 
     def routes(self) -> list[PeerRoute]:
@@ -184,7 +160,7 @@ class Meeting:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(AT_ONCE):
                     tasks.create_task(self._ask_hinted())
-                tasks.create_task(self._keep_told())
+                tasks.create_task(self.askers.keep_told())
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -238,20 +214,6 @@ class Meeting:
 
     # -- people
 
-    def waiting(self) -> list[dict[str, Any]]:
-        """Who asks to join, at any member."""
-        now_s = self._now_s()
-        return [
-            {
-                "id": asker.id,
-                "name": asker.name,
-                "digits": asker.digits,
-                "seconds_left": round(max(0.0, asker.until_s - now_s), 1),
-                "address": asker.address,
-            }
-            for asker in self._askers()
-        ]
-
     def joining(self) -> dict[str, Any] | None:
         """This peer's own request to join, while it waits and shortly after."""
         mine, now = self._joining, self._loop.time()
@@ -265,23 +227,6 @@ class Meeting:
             "seconds_left": round(max(0.0, mine.until - now), 1),
             "reason": mine.reason,
         }
-
-    async def approve(self, who: str) -> dict[str, Any]:
-        """Lets in who shows these digits, wherever it asked. Raises UnknownPeer, NotAllowed."""
-        asker = self._found(who)
-        roster = self._home.roster.admit(self._identity, asker.certificate, asker.name, "ask", "active", self._now_s())
-        self._admitted(roster, peer_id_of(asker.certificate))
-        return {"id": asker.id, "name": asker.name}
-
-    async def deny(self, who: str) -> dict[str, Any]:
-        """Refuses it; its key may not ask again for an hour. Raises UnknownPeer."""
-        asker = self._found(who)
-        if any(asked.id == asker.id for asked in self._server.waiting()):
-            self._server.deny(asker.id)
-        else:
-            self._denied = (*self._denied, asker.id)[-DENIED_MAX:]
-            self._tell()
-        return {"id": asker.id, "name": asker.name}
 
     def invite(self, uses: int, seconds: float) -> tuple[str, float]:
         """The line of a new token, and until when it is good (unix seconds). Raises NotAllowed."""
@@ -314,25 +259,6 @@ class Meeting:
         """Out of the mesh, into one of its own with its door shut: who leaves does not want back in by itself."""
         async with self._moving:
             await self._agent.leave_for(lambda: self._home.leave(0.0))
-
-    # -- what others tell
-
-    def fact_changed(self, peer: str, key: str) -> None:
-        """Another member tells who asks it to join, and whom it denied."""
-        if key != JOINS:
-            return
-        mine = {asked.id for asked in self._server.waiting()}
-        for request in self._joins_of(peer).denied:
-            if request in mine:
-                self._server.deny(request)
-        for asker in self._joins_of(peer).askers:
-            self._say_asked(asker)
-
-    def roster_changed(self, roster: Roster) -> None:
-        """Somebody was let in by another member: whoever asked here hears it."""
-        for asked in self._server.waiting():
-            if asked.peer_id in roster.members:
-                self._server.approve(asked.id)
 
     # -- meeting
 
@@ -461,80 +387,6 @@ class Meeting:
         if is_new and member is not None:
             self._said.admitted(member.name, short(peer), member.via)
 
-    # -- who asks, as facts
-
-    def _askers(self) -> list[Asker]:
-        """Everywhere, each once, those that are in already left out."""
-        found = {asker.id: asker for asker in self._own_askers()}
-        for view in self._agent.members():
-            if view.state in ("alive", "suspect"):
-                found |= {asker.id: asker for asker in self._joins_of(view.peer).askers}
-        members, now_s = self._home.roster.members, self._now_s()
-        gone = {*self._denied}
-        return [
-            asker
-            for asker in found.values()
-            if asker.id not in gone and asker.until_s > now_s and peer_of(asker.certificate) not in members
-        ]
-
-    def _own_askers(self) -> list[Asker]:
-        now, now_s = self._loop.time(), self._now_s()
-        return [
-            Asker(
-                id=asked.id,
-                name=asked.name,
-                certificate=asked.certificate,
-                digits=asked.digits,
-                address=asked.source.split()[0],
-                until_s=round(now_s + asked.expires_at - now, 1),
-            )
-            for asked in self._server.waiting()
-        ]
-
-    def _found(self, who: str) -> Asker:
-        wanted = "".join(who.split())
-        askers = self._askers()
-        found = [asker for asker in askers if asker.id == who or asker.digits.replace(" ", "") == wanted]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UnknownPeer("several machines that ask show these digits: give the id of the request")
-        shown = ", ".join(asker.digits for asker in askers)
-        raise UnknownPeer(
-            f"no machine that asks to join shows {who[:40]!r}; "
-            + (f"those that ask show {shown}" if shown else "none asks now")
-        )
-
-    def _joins_of(self, peer: str) -> Joins:
-        fact = self._agent.fact(peer, JOINS)
-        if fact is None or not self._home.roster.is_signer(peer):  # nobody can ask a guest, and it says no to nobody
-            return Joins()
-        return joins_in(fact.value)
-
-    def _tell(self) -> None:
-        """Who waits here changed."""
-        askers = tuple(self._own_askers())
-        for asker in askers:
-            self._say_asked(asker)
-        told = pack(Joins(askers=askers, denied=self._denied))
-        if told != self._told:
-            self._told = told
-            self._agent.set_fact(JOINS, told)
-
-    async def _keep_told(self) -> None:
-        """Requests run out by themselves."""
-        while True:
-            await asyncio.sleep(TELL_S)
-            if {a.id for a in self._own_askers()} != {a.id for a in self._joins_of(self._identity.peer_id).askers}:
-                self._tell()
-
-    def _say_asked(self, asker: Asker) -> None:
-        if asker.id not in self._announced and peer_of(asker.certificate) not in self._home.roster.members:
-            if len(self._announced) >= ANNOUNCED_MAX:
-                self._announced.clear()
-            self._announced.add(asker.id)
-            self._said.asked(asker.name, asker.digits, asker.address)
-
     # -- small things
 
     def _joiner(self) -> joiner.Joiner:
@@ -587,36 +439,6 @@ class Meeting:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("meeting a stranger failed", exc_info=error)
-
-
-def joins_in(data: bytes) -> Joins:
-    """What another member tells; of those who ask there, as it cannot be else, none."""
-    try:
-        joins = unpack(Joins, data)
-    except CodecError:
-        return Joins()
-    if len(joins.askers) > WAITING_MAX or len(joins.denied) > DENIED_MAX:
-        return Joins()
-    return replace(joins, askers=tuple(asker for asker in joins.askers if _is_asker(asker)))
-
-
-def _is_asker(asker: Asker) -> bool:
-    return (
-        0 < len(asker.id) <= ID_MAX
-        and asker.name == clean_name(asker.name) != ""
-        and _DIGITS.fullmatch(asker.digits) is not None
-        and len(asker.address) <= ID_MAX
-        and asker.address.isprintable()
-        and peer_of(asker.certificate) != ""
-    )
-
-
-def peer_of(certificate: bytes) -> str:
-    """The id that a certificate is for; empty when it is none."""
-    try:
-        return peer_id_of(certificate)
-    except BadCertificate:
-        return ""
 
 
 def _address_of(to: str) -> str:

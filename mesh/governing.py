@@ -85,14 +85,14 @@ class Governing:
 
     @_in_words
     async def approve(self, who: str) -> Answer:
-        asked = await self._meeting.approve(who)
+        asked = await self._meeting.askers.approve(who)
         self._home.ripen()
         self._tell_door()
         return asked
 
     @_in_words
     async def deny(self, who: str) -> Answer:
-        return await self._meeting.deny(who)
+        return await self._meeting.askers.deny(who)
 
     @_in_words
     async def invite(self, uses: int, hours: float) -> Answer:

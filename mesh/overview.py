@@ -128,7 +128,7 @@ class MeshOverview:
             "door": self.door(),
             "peers": peers,
             "guests_waiting": sum(peer["is_guest"] for peer in peers),
-            "joins_waiting": len(self._meeting.waiting()),
+            "joins_waiting": len(self._meeting.askers.waiting()),
             "joining": self._meeting.joining(),
         }
 
@@ -165,7 +165,7 @@ class MeshOverview:
         return {"id": str(uuid_of(me)), "peer_id": me, "name": self.name_of(me), "mesh_id": self._home.roster.mesh_id}
 
     def joins(self) -> list[dict[str, Any]]:
-        return self._meeting.waiting()
+        return self._meeting.askers.waiting()
 
     def door(self) -> dict[str, Any]:
         left = self._home.door_seconds_left()

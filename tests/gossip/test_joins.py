@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from gossip.admission import WAITING_MAX
+from gossip.askers import DENIED_MAX, Asker, Joins, joins_in
 from gossip.codec import pack
 from gossip.identity import Identity
-from gossip.meeting import DENIED_MAX, Asker, Joins, joins_in
 
 ASKER = Asker(
     id="a" * 32,
