@@ -1,7 +1,8 @@
 """Everything that can go wrong between peers, as one tree.
 
     GossipError
-    ├── UnusableIdentity         this peer's key: open to others, damaged, not writable; a person must act
+    ├── UnusableIdentity         this peer's key: damaged, not writable; a person must act
+    │   └── NotPrivate           its file or folder is open to others
     ├── BadCertificate           not a certificate of a peer of ours (theirs)
     ├── BadStatement             a roster statement that cannot be read or is not signed (theirs)
     ├── NotAllowed               the roster does not let this peer do that (the caller's)
@@ -34,6 +35,10 @@ class UnusableIdentity(GossipError):
         super().__init__(what)
         self.what = what
         self.fix = fix
+
+
+class NotPrivate(UnusableIdentity):
+    """Others may read or replace a secret."""
 
 
 class BadCertificate(GossipError):

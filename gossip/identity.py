@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gossip.errors import BadCertificate, UnusableIdentity
-from gossip.storage import private_folder, require_private, write_private
+from gossip.private import private_folder, require_private, write_private
 
 PeerId = str
 

@@ -1,4 +1,4 @@
-"""What a peer keeps of its mesh on disk, `<data dir>/mesh.json`, and the private files that gossip writes.
+"""What a peer keeps of its mesh on disk, `<data dir>/mesh.json`.
 
 A save is durable when it returns: written to a new file, flushed, renamed over the old one, and the folder flushed too.
 A file that cannot be read is set aside, never overwritten: a person may want it back. Modes are POSIX's; on Windows the
@@ -13,7 +13,6 @@ import base64
 import dataclasses
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gossip.errors import UnusableIdentity
+from gossip.private import require_private, write_private
 
 log = logging.getLogger(__name__)
 
@@ -109,66 +108,6 @@ class MeshFile:
     def save(self, state: MeshState) -> None:
         """Replaces the file; on disk when this returns."""
         write_private(self.path, _encoded(state))
-
-
-def private_folder(path: Path) -> None:
-    """Makes the folder with mode 0700, or checks that it has it. An empty one of ours is given that mode.
-
-    Raises UnusableIdentity when others may enter it or it cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        if os.name == "posix" and path.stat().st_mode & 0o077 and not any(path.iterdir()):
-            path.chmod(0o700)
-    except OSError as error:
-        raise UnusableIdentity(
-            f"the folder {path} cannot be used: {error.strerror}",
-            fix="choose another with --data-dir, or make it yours",
-        ) from None
-    require_private(path)
-
-
-def require_private(path: Path) -> None:
-    """Raises UnusableIdentity when the file or folder exists and others have any right to it."""
-    if os.name != "posix":
-        return
-    try:
-        mode = path.stat().st_mode & 0o777
-    except FileNotFoundError:
-        return
-    if mode & 0o077:
-        wanted = 0o700 if path.is_dir() else 0o600
-        raise UnusableIdentity(
-            f"{path} holds secrets and has mode {mode:04o}; allowed is {wanted:04o}", fix=f"chmod {wanted:o} {path}"
-        )
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replaces the file in one step, mode 0600 from its first byte on, on disk when this returns."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable. Windows cannot open folders and needs no such call."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encoded(state: MeshState) -> bytes:

@@ -1,14 +1,17 @@
-"""Files and folders that only their owner may touch: making them, and refusing those that are open to others.
+"""Files and folders that only their owner may touch, with the errors of a peer that does not start.
 
-POSIX modes only: on Windows the profile folder's own access list protects them, and these checks pass.
+The work is gossip.private's, which keeps the identity the same way.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+from gossip import private
+from gossip.errors import NotPrivate as OpenToOthers
+from gossip.errors import UnusableIdentity
 from mesh.errors import NotPrivate, StartError
 
 
@@ -17,45 +20,25 @@ def private_folder(path: Path) -> None:
 
     Raises NotPrivate when others may enter it, StartError when it cannot be made.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        if os.name == "posix" and path.stat().st_mode & 0o077 and not any(path.iterdir()):
-            path.chmod(0o700)
-    except OSError as error:
-        raise StartError(
-            f"the data folder {path} cannot be used: {error.strerror}",
-            fix="choose another with --data-dir, or make it yours",
-        ) from None
-    require_private(path)
+    with _as_start_errors():
+        private.private_folder(path)
 
 
 def require_private(path: Path) -> None:
     """Raises NotPrivate when the file or folder exists and others have any right to it."""
-    if os.name != "posix":
-        return
-    try:
-        mode = path.stat().st_mode & 0o777
-    except FileNotFoundError:
-        return
-    if mode & 0o077:
-        wanted = 0o700 if path.is_dir() else 0o600
-        raise NotPrivate(
-            f"{path} holds secrets and has mode {mode:04o}; allowed is {wanted:04o}",
-            fix=f"chmod {wanted:o} {path}",
-        )
+    with _as_start_errors():
+        private.require_private(path)
 
 
 def write_private(path: Path, text: str) -> None:
     """Replaces the file in one step, mode 0600 from its first byte on, on disk when this returns."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    private.write_private(path, text.encode())
+
+
+@contextlib.contextmanager
+def _as_start_errors() -> Iterator[None]:
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        yield
+    except UnusableIdentity as error:
+        kind = NotPrivate if isinstance(error, OpenToOthers) else StartError
+        raise kind(error.what, fix=error.fix) from None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gossip import storage
 from gossip.errors import UnusableIdentity
-from gossip.storage import MESH_FILE, MeshFile, MeshState, StoredClaim, StoredToken, write_private
+from gossip.private import write_private
+from gossip.storage import MESH_FILE, MeshFile, MeshState, StoredClaim, StoredToken
 
 FULL = MeshState(
     mesh_id="m" * 52,
