@@ -33,11 +33,11 @@ class Link:
         self._bytes = 0
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
-        self._is_over = False
+        self.is_over = False
 
     def put(self, data: bytes, now: float) -> None:
         """Queues `data`."""
-        if self._is_over:
+        if self.is_over:
             return
         self.used_at = now
         self._queue.append(data)
@@ -48,7 +48,7 @@ class Link:
 
     def end(self) -> None:
         """What is queued is not sent any more; the writer stops, and with it the channel."""
-        self._is_over = True
+        self.is_over = True
         self._queue.clear()
         self._filled.set()
         self._emptied.set()
@@ -57,14 +57,14 @@ class Link:
         """Returns when everything queued was handed to the network, or after `timeout_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                if self._queue and not self._is_over:
+                if self._queue and not self.is_over:
                     self._emptied.clear()
                     await self._emptied.wait()
 
     async def write(self) -> None:
         """Sends what is queued until the link ends or the channel is over; then it is over for both sides."""
         try:
-            while not self._is_over:
+            while not self.is_over:
                 while self._queue:
                     data = self._queue[0]
                     async with asyncio.timeout(SEND_S):
@@ -74,7 +74,7 @@ class Link:
                         self._bytes -= len(data)
                 self._emptied.set()
                 self._filled.clear()
-                if not self._queue and not self._is_over:
+                if not self._queue and not self.is_over:
                     await self._filled.wait()
         except (Unreachable, TimeoutError):
             self.end()

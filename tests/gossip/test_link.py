@@ -1,73 +1,77 @@
-"""The writer of a channel: who does not read, or has too much waiting for it, is left on both sides."""
+"""One channel with a writer of its own: the sender never waits, and what cannot be sent is bounded."""
 
 from __future__ import annotations
 
 import asyncio
 
-import pytest
-
-from gossip import link as link_module
 from gossip.channel import Unreachable
-from gossip.link import QUEUE_BYTES_MAX, Link
+from gossip.link import QUEUE_BYTES_MAX, QUEUE_LENGTH_MAX, Link
 
 
-class Stuck:
-    """A channel whose other end takes `takes` messages and then no more; `breaks`: it says so."""
+class Wire:
+    """A channel whose other end reads when it is told to."""
 
-    peer, is_dialled, address = "peer", True, "10.0.0.1:1"
+    peer = "a" * 52
+    is_dialled = True
+    address = "host:1"
 
-    def __init__(self, takes: int, *, breaks: bool = False) -> None:
+    def __init__(self, *, is_read: bool = True) -> None:
         self.sent: list[bytes] = []
-        self.closed = asyncio.Event()
-        self._takes = takes
-        self._breaks = breaks
+        self.is_read = asyncio.Event()
+        self.is_broken = False
+        if is_read:
+            self.is_read.set()
 
     async def send(self, data: bytes) -> None:
-        if len(self.sent) >= self._takes:
-            if self._breaks:
-                raise Unreachable("reset")
-            await asyncio.get_running_loop().create_future()
+        await self.is_read.wait()
+        if self.is_broken:
+            raise Unreachable("broken")
         self.sent.append(data)
 
     async def receive(self) -> bytes | None:
-        await self.closed.wait()
         return None
 
     async def close(self) -> None:
-        self.closed.set()
+        self.is_broken = True
 
 
-async def test_who_does_not_read_is_left_and_the_reader_here_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "SEND_S", 0.02)
-    channel = Stuck(takes=1)
-    link = Link(channel, 1, 0.0)
-    for data in (b"one", b"two"):
-        link.put(data, 0.0)
-    async with asyncio.timeout(5.0):
-        await link.write()
-        assert await channel.receive() is None
-    assert channel.sent == [b"one"]
-
-
-async def test_a_channel_that_breaks_or_overflows_is_closed() -> None:
-    for channel in (Stuck(takes=0, breaks=True), Stuck(takes=100)):
-        link = Link(channel, 1, 0.0)
-        link.put(b"x", 0.0)
-        if channel._takes:
-            link.put(b"x" * QUEUE_BYTES_MAX, 0.0)
-        async with asyncio.timeout(5.0):
-            await link.write()
-        assert channel.closed.is_set() and channel.sent == []
-
-
-async def test_a_link_stays_open_for_who_reads() -> None:
-    channel = Stuck(takes=100)
-    link = Link(channel, 1, 0.0)
+async def test_messages_go_out_in_order_and_flushed_says_when() -> None:
+    wire = Wire(is_read=False)
+    link = Link(wire, 1, 0.0)
     writer = asyncio.create_task(link.write())
-    for number in range(50):
-        link.put(b"%d" % number, 0.0)
-    await link.flushed(5.0)
-    assert channel.sent == [b"%d" % number for number in range(50)] and not channel.closed.is_set()
+    for n in range(100):
+        link.put(b"%d" % n, 1.0)
+    await link.flushed(0.02)
+    assert wire.sent == [] and link.used_at == 1.0
+    wire.is_read.set()
+    await link.flushed(10.0)
+    assert wire.sent == [b"%d" % n for n in range(100)]
     link.end()
-    await writer
-    assert channel.closed.is_set()
+    await asyncio.wait_for(writer, 10)
+
+
+async def test_a_peer_that_does_not_read_is_left_before_it_costs_much() -> None:
+    for size, count in ((1, QUEUE_LENGTH_MAX), (1 << 20, QUEUE_BYTES_MAX >> 20)):
+        link = Link(Wire(is_read=False), 1, 0.0)
+        writer = asyncio.create_task(link.write())
+        data = bytes(size)
+        for _ in range(count):
+            link.put(data, 0.0)
+        await asyncio.sleep(0)
+        assert not link.is_over
+        link.put(data, 0.0)
+        link.put(data, 0.0)
+        assert link.is_over
+        writer.cancel()
+
+
+async def test_a_channel_that_breaks_ends_its_link() -> None:
+    wire = Wire()
+    wire.is_broken = True
+    link = Link(wire, 1, 0.0)
+    link.put(b"x", 0.0)
+    await asyncio.wait_for(link.write(), 10)
+    assert link.is_over
+    link.put(b"y", 0.0)
+    await link.flushed(0.01)
+    assert wire.sent == []
