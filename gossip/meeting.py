@@ -30,7 +30,7 @@ from gossip.errors import (
 from gossip.home import Home, word_in, word_out
 from gossip.identity import Identity, short
 from gossip.interfaces import joined as joined_address
-from gossip.interfaces import split
+from gossip.interfaces import may_be_peer, split
 from gossip.joining import JoinServer, Welcome
 from gossip.roster import Roster
 from gossip.rundir import Housemate
@@ -173,7 +173,7 @@ class Meeting:
         if mesh and self._home.roster.mesh_id.startswith(mesh):
             return  # a member to be: its entry is on the way
         now = self._loop.time()
-        for address in addresses[:ADDRESSES_OF_ONE_MAX]:
+        for address in filter(may_be_peer, addresses[:ADDRESSES_OF_ONE_MAX]):
             if now >= self._next.get(address, 0.0) and address not in self._queued and not self._inbox.full():
                 self._queued.add(address)
                 self._inbox.put_nowait(address)
