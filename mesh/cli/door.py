@@ -42,6 +42,7 @@ def open_door(peer: Peer, minutes: float, as_json: bool) -> None:
     _print(peer.post("/api/mesh/door", {"minutes": minutes}), as_json)
     if not as_json:
         click.echo("start llm-router on the new machines now; llm-router door close shuts it again", err=True)
+        click.echo("a machine on which it ran before, alone: llm-router join ADDRESS there", err=True)
 
 
 @click.command(name="close", help="Shut the door now.")

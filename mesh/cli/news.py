@@ -56,7 +56,7 @@ def admitted(name: str, short_id: str, via: str) -> str:
     """A machine came in: `via` is one of door, ask, token, local, trusted."""
     how = {
         "door": "by the open door",
-        "ask": "and was approved",
+        "ask": "after approval",
         "token": "by invitation",
         "local": "from the same machine",
     }.get(via, "")
