@@ -150,5 +150,6 @@ def _hints(mesh: dict[str, Any]) -> list[str]:
         lines.append(
             "no other machine yet: start llm-router on others of this network, or invite one: llm-router invite"
         )
+        lines.append("to join a mesh that is there: llm-router join ADDRESS, of any of its machines")
         lines.append(f"the door is {door_text(mesh['door'])}")
     return lines

@@ -82,6 +82,7 @@ async def test_a_mesh_of_one_says_how_to_add_a_machine(mesh: ScriptedMesh, run: 
     result = await run("peers")
     assert result.stderr.splitlines() == [
         "no other machine yet: start llm-router on others of this network, or invite one: llm-router invite",
+        "to join a mesh that is there: llm-router join ADDRESS, of any of its machines",
         "the door is open for another 7 min: machines of this network join by themselves",
     ]
 
