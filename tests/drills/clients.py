@@ -196,7 +196,10 @@ class Load:
         pause_s: float = 0.0,
         is_stream: Callable[[int], bool] = lambda number: True,
         headers: Mapping[str, str] | None = None,
+        words: int = 0,
     ) -> None:
+        """`words`: how many more a question has than its number."""
+        self._more = " word" * words
         self._peers = peers
         self._model = model
         self._tokens = tokens
@@ -243,7 +246,7 @@ class Load:
                 time.sleep(0.05)
                 continue
             number = next(self._numbers)
-            question = Question(self._model, f"question {number}", number, self._tokens)
+            question = Question(self._model, f"question {number}{self._more}", number, self._tokens)
             peer = peers[(number if self._pause_s == 0.0 else client) % len(peers)]
             answer = asked(peer, Answer(question.body, is_stream=self._is_stream(number)), self._headers)
             with self._lock:

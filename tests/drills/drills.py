@@ -38,6 +38,7 @@ MESH: Mapping[str, Drill] = {
     "holder killed before the first token": partial(losing.before_first_token, rounds=10),
     "holder killed in the middle": partial(losing.greedy, kills=60),
     "holder killed in the middle, sampled": partial(losing.sampled, kills=40),
+    "holder without power in the middle": partial(losing.sampled, kills=5, how="power-off"),
     "only holder killed": losing.without_another,
     "holder stopped": partial(wedging.frozen, pause_s=30.0),
     "holder wedged": wedging.wedged,

@@ -33,6 +33,8 @@ PORT = 8080
 FORMED_S = 60.0
 POLL_S = 0.05
 LOG_LINES = 20
+TOLD_S = 2.0
+"""What a peer says of its files is a second old at most, and a second on its way."""
 
 
 def fake_worker(arguments: str) -> dict[str, str]:
@@ -200,6 +202,13 @@ class House:
             return len(found) == 1 and found <= there
 
         return waited(agreed, "one coordinator", timeout_s)
+
+    def until_files_known(self) -> None:
+        """Every holder has hashed its files and told the others: answers can be continued from now on."""
+        for name in self._holders:
+            peer = self.peers[name]
+            waited(lambda p=peer: all(m["sha256"] for m in p.get("/api/models").json), "files are hashed", FORMED_S)  # type: ignore[misc]
+        time.sleep(TOLD_S)
 
     def until_all_know(self, model: str, names: Collection[str] | None = None, holders: int = 0) -> float:
         """Every one of `names` lists `model`, with at least that many holders."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from tests.drills.clients import Answer, Asking, Question
 from tests.drills.figure import Figure, count, seconds
@@ -16,11 +17,14 @@ from tests.drills.house import House
 from tests.drills.models import STORY
 from tests.fixtures.peer import Peer, chat_body, until
 
+How = Literal["crash", "power-off"]
+
 CLIENTS = 10
 PREFILL_S = 1.5
 ATTEMPTS_MAX = 2
 FIRST_TOKEN_S = 5.0
 SILENCE_S = 5.0
+SILENT_S = 7.0
 CLOSED_S = 2.0
 SAMPLED_TOKENS = 150
 NO_GPU = {"LLM_NODE_ALLOW_NO_GPU": "false"}
@@ -70,60 +74,89 @@ def before_first_token(folder: Path, rounds: int) -> list[Figure]:
 
 
 class Killing:
-    """Kills one holder after the other while they answer, and starts each again."""
+    """Kills one holder after the other while they answer, and starts each again. Use as a context."""
 
-    def __init__(self, house: House, holders: list[str]) -> None:
+    def __init__(self, house: House, how: How) -> None:
         self._house = house
-        self._holders = holders
+        self._how = how
         self._reviving: threading.Thread | None = None
+        self._dark = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._revived()
 
     def begin(self) -> None:
         """All holders are there."""
-        if self._reviving is not None:
-            self._reviving.join(60)
+        self._revived()
         self._house.until_all_see_all()
 
-    def kill_one(self) -> str:
-        """The one that makes most of what runs now, in the middle of it."""
-        found: list[str] = []
+    def kill(self, name: str) -> None:
+        """A crashed peer is started again at once; a machine without power stays dark until `light_again`."""
+        if self._how == "crash":
+            self._house.kill(name)
+            self._revive(self._house.start, name)
+        else:
+            self._house.power_off(name)
+            self._dark = name
 
-        def is_busy() -> bool:
-            name, count = _busiest(self._house, self._holders, "generating")
-            found[:] = [name]
-            return count > 0
+    def light_again(self) -> None:
+        if self._dark:
+            self._revive(self._house.power_on, self._dark)
+            self._dark = ""
 
-        until(is_busy, "somebody makes an answer")
-        self._house.kill(found[0])
-        self._reviving = threading.Thread(target=self._house.start, args=found)
+    def _revive(self, how: Callable[[str], Peer], name: str) -> None:
+        self._reviving = threading.Thread(target=how, args=(name,))
         self._reviving.start()
-        return found[0]
 
-    def end(self) -> None:
+    def _revived(self) -> None:
         if self._reviving is not None:
             self._reviving.join(60)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something to ask, what is wrong with its answer, and how much of it must be there when its maker is killed."""
+
+    body: Mapping[str, Any]
+    wrong: Callable[[Answer], str]
+    characters: int = 60
 
 
 def _in_the_middle(
-    house: House, kills: int, asks: Callable[[int], list[tuple[Mapping[str, Any], Callable[[Answer], str]]]]
+    house: House, kills: int, asks: Callable[[int], list[Wanted]], how: How = "crash"
 ) -> tuple[int, float]:
-    """(answers that went on at another peer, the longest silence of one). `asks`: bodies, and what is wrong then."""
-    killing = Killing(house, ["h2", "h3", "h4"])
+    """(answers that went on at another peer, the longest silence of one). Every other one is no stream."""
     continued, silence_s = 0, 0.0
-    for number in range(kills):
-        killing.begin()
-        wanted = asks(number)
-        asking = [Asking(house.peers["h1"], body, is_stream=n % 2 == 0) for n, (body, _) in enumerate(wanted)]
-        streams = [one.answer for one in asking if one.answer.is_stream]
-        until(lambda s=streams: all(len(a.text) > 60 for a in s), "streams say something")  # type: ignore[misc]
-        killing.kill_one()
-        answers = [one.result() for one in asking]
-        wrong = [what for (_, check), a in zip(wanted, answers, strict=True) if (what := check(a))]
-        assert not wrong, f"after {number} kills: {wrong}"
-        went_on = [a for a in answers if _is_continued(a)]
-        continued += len(went_on)
-        silence_s = max(silence_s, *(a.silence_s for a in streams))
-    killing.end()
+    house.until_files_known()
+    with Killing(house, how) as killing:
+        for number in range(kills):
+            killing.begin()
+            wanted = asks(number)
+            asking = [Asking(house.peers["h1"], one.body, is_stream=n % 2 == 0) for n, one in enumerate(wanted)]
+            killing.kill(_who_is_in_the_middle(wanted, [one.answer for one in asking]))
+            answers = [one.result() for one in asking]
+            killing.light_again()
+            wrong = [what for one, a in zip(wanted, answers, strict=True) if (what := one.wrong(a))]
+            assert not wrong, f"after {number} kills: {wrong}"
+            continued += sum(map(_is_continued, answers))
+            silence_s = max(silence_s, *(a.silence_s for a in answers if a.is_stream))
     return continued, silence_s
+
+
+def _who_is_in_the_middle(wanted: list[Wanted], answers: list[Answer]) -> str:
+    """Who makes a stream of which enough is there, as soon as there is one: short answers take milliseconds."""
+    began = time.monotonic()
+    while time.monotonic() - began < 30.0:
+        for one, answer in zip(wanted, answers, strict=True):
+            if answer.is_stream and len(answer.text) >= one.characters:
+                return answer.served_by
+        time.sleep(0.001)
+    raise AssertionError(f"no stream says anything: {answers}")
 
 
 def _is_continued(answer: Answer) -> bool:
@@ -132,43 +165,51 @@ def _is_continued(answer: Answer) -> bool:
 
 def greedy(folder: Path, kills: int) -> list[Figure]:
     """With the real engine: what comes is what an undisturbed run says, byte for byte."""
-    hello = chat_body("hello", "Tell me all about yourself, and about this mesh.", max_tokens=400, ignore_eos=True)
+    questions = ("How do I add another machine?", "What can you do? Please explain everything in detail.")
+    hello = [chat_body("hello", question) for question in questions]
     with House.built(folder, 4, holders=("h2", "h3", "h4"), env_of={"h1": NO_GPU}) as house:
         house.until_all_see_all()
         house.until_all_know("story", ("h1",), holders=3)
-        undisturbed = Asking(house.peers["h1"], hello).result()
-        assert not undisturbed.error and undisturbed.text, undisturbed
-        turns = itertools.cycle((True, False))
+        undisturbed = [Asking(house.peers["h1"], body, is_stream=False).result() for body in hello]
+        assert all(a.status == 200 and len(a.text) > 100 for a in undisturbed), undisturbed
 
-        def asks(number: int) -> list[tuple[Mapping[str, Any], Callable[[Answer], str]]]:
-            if next(turns):
-                return [(chat_body("story", f"Story {n}"), lambda a: a.wrong(STORY)) for n in range(4)]
-            return [(hello, lambda a: a.wrong(undisturbed.text, 400)) for _ in range(4)]
+        def asks(number: int) -> list[Wanted]:
+            if number % 2 == 0:
+                return [Wanted(chat_body("story", f"Story {n}"), lambda a: a.wrong(STORY)) for n in range(4)]
+            texts = [a.text for a in undisturbed]
+            return [
+                Wanted(body, lambda a, text=text: a.wrong(text), 1)  # type: ignore[misc]
+                for body, text in zip(hello, texts, strict=True)
+                for _ in range(4)
+            ]
 
         continued, silence_s = _in_the_middle(house, kills, asks)
-    return _continued_figures(f"real engine, {kills} kills", continued, kills, silence_s)
+    return _continued_figures(f"real engine, {kills} times crash", continued, kills // 2, silence_s)
 
 
-def sampled(folder: Path, kills: int) -> list[Figure]:
+def sampled(folder: Path, kills: int, how: How = "crash") -> list[Figure]:
     """With the worker of the tests: every token is a random draw, and the draws go on where they were."""
     worker = f"--tokens {SAMPLED_TOKENS} --rate 100"
     with House.built(folder, 4, holders=("h2", "h3", "h4"), worker=worker) as house:
         house.until_all_see_all()
         house.until_all_know("tiny", ("h1",), holders=3)
 
-        def asks(number: int) -> list[tuple[Mapping[str, Any], Callable[[Answer], str]]]:
+        def asks(number: int) -> list[Wanted]:
             questions = [Question("tiny", f"{number}: {n}", 10 * number + n, SAMPLED_TOKENS) for n in range(8)]
-            return [(q.body, q.wrong) for q in questions]
+            return [Wanted(q.body, q.wrong) for q in questions]
 
-        continued, silence_s = _in_the_middle(house, kills, asks)
-    return _continued_figures(f"sampled, {kills} kills", continued, kills, silence_s)
+        continued, silence_s = _in_the_middle(house, kills, asks, how)
+    what = f"sampled, {kills} times {how}"
+    return _continued_figures(what, continued, kills, silence_s, SILENCE_S if how == "crash" else SILENT_S)
 
 
-def _continued_figures(what: str, continued: int, kills: int, silence_s: float) -> list[Figure]:
-    assert continued >= kills, f"only {continued} answers went on in {kills} kills"
+def _continued_figures(
+    what: str, continued: int, least: int, silence_s: float, limit_s: float = SILENCE_S
+) -> list[Figure]:
+    assert continued >= least, f"only {continued} answers went on elsewhere"
     return [
         count(f"{what}: wrong answers, of {continued} that went on elsewhere", 0, 0),
-        seconds(f"{what}: longest silence of a stream", silence_s, SILENCE_S),
+        seconds(f"{what}: longest silence of a stream", silence_s, limit_s),
     ]
 
 

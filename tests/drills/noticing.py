@@ -94,7 +94,7 @@ def gone(folder: Path, how: How, loss: float = 0.0) -> list[Figure]:
             asker.__exit__(None, None, None)
         wrong = [a for asker in askers for a in asker.answers if a.status != 200]
         assert not wrong, wrong[:3]
-        avoided_s = max(asker.last_believed_at() for asker in askers) - at
+        avoided_s = max(at, *(asker.last_believed_at() for asker in askers)) - at
     what = f"{how}{f', {loss:.0%} loss' if loss else ''}"
     figures = [
         seconds(f"{what}: dead everywhere", dead_at - at, DEAD_LOSSY_S if loss else DEAD_S),

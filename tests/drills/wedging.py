@@ -110,7 +110,7 @@ def slowed(folder: Path, baseline_s: float, slow_s: float) -> list[Figure]:
         house.until_all_see_all()
         house.until_all_know("tiny", ("h1",), holders=3)
         h1 = house.peers["h1"]
-        with Load(lambda: [h1], model="tiny", tokens=30, clients=6) as load:
+        with Load(lambda: [h1], model="tiny", tokens=30, clients=6, words=60) as load:
             waited(lambda: {a.served_by for a in load.answers} == {"h2", "h3", "h4"}, "all three serve", 30.0)
             before = len(load.seen)
             time.sleep(baseline_s)
