@@ -23,7 +23,7 @@ _INDENT = 21
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 
-@click.command(help="Check this machine, its network and the others, and say how to fix what is wrong.")
+@click.command(help="Check this machine and its network, and say how to fix what is wrong.")
 @click.option("--data-dir", metavar="PATH", help="Data folder of the peer that is meant.")
 @click.option("--config", metavar="PATH", help="Config file of the peer that is meant.")
 @json_option

@@ -30,7 +30,7 @@ COMMANDS = {
     "leave": Entry("mesh.cli.join:leave", "Leave the mesh, and be one of one machine again."),
     "identity": Entry("mesh.cli.identity:identity", "Show this machine's identity, or make a new one."),
     "config": Entry("mesh.cli.settings:config", "Show every setting with its value and where it came from."),
-    "doctor": Entry("mesh.cli.doctor:doctor", "Check this machine, its network and the others, and say how to fix what is wrong."),
+    "doctor": Entry("mesh.cli.doctor:doctor", "Check this machine and its network, and say how to fix what is wrong."),
     "env": Entry("mesh.cli.env:env", "Print the variables that point OpenAI clients at this peer."),
     "version": Entry("mesh.cli.version:version", "Show the versions of this program and of its engine."),
     "completion": Entry("mesh.cli.completion:completion", "Print the script that completes commands in a shell."),
