@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gossip.channel import Channel, Network, Unreachable
@@ -39,7 +39,6 @@ from gossip.frames import (
     PROTO_MAX,
     PROTO_MIN,
     Cloned,
-    FrameMessage,
     Hello,
     Moved,
     Statements,
@@ -62,8 +61,13 @@ PENDING_S = 1.0
 MEASURE_S = 10.0
 PENDING_MAX = 32
 STATEMENTS_PER_FRAME = 200
+STATEMENT_BYTES_PER_FRAME = 512 * 1024
 DIAL_S = 5.0
 CLONE_ADDRESSES_MAX = 4
+CLONE_AGAIN_S = 10.0
+LEARN_S = 0.1
+"""Statements are merged this often at most: each merge is a write to the disk and new TLS contexts."""
+UNMERGED_MAX = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,8 @@ class Agent:
         self._facts: dict[str, tuple[bytes, bool]] = {}
         self._pending: dict[str, list[tuple[float, bytes]]] = {}
         self._wake = asyncio.Event()
+        self._unmerged: list[bytes] = []
+        self._look_again_at = 0.0
         self._tasks = asyncio.TaskGroup()
         self._channels = Channels(
             me=me,
@@ -183,6 +189,7 @@ class Agent:
             self._channels.drop(link)
 
     def _changed_mesh(self) -> None:
+        self._unmerged = []
         self._core = self._new_core()
         self._changed_roster()
 
@@ -246,7 +253,7 @@ class Agent:
         fresh = [s for s in roster.statements if s not in before]
         if fresh:
             self._home.set_roster(roster)
-            self._flood(fresh, but=None)
+            self._flood(fresh)
             self._changed_roster()
 
     def hinted(self, peer: str, addresses: Sequence[str]) -> None:
@@ -455,34 +462,41 @@ class Agent:
     def _framed(self, link: Link, message: object) -> None:
         match message:
             case Statements(statements=statements):
-                self._learned(link, statements)
+                self._learned(statements)
             case Moved(mesh_id=mesh_id, addresses=addresses):
                 self._events.moved(mesh_id, addresses)
-            case Cloned(addresses=addresses):  # anybody can say so
+            case Cloned(addresses=addresses) if self._now() >= self._look_again_at:  # anybody can say so
+                self._look_again_at = self._now() + CLONE_AGAIN_S
                 for address in addresses[:CLONE_ADDRESSES_MAX]:
                     self._tasks.create_task(self.look_for_clone(address), name="looking for a clone")
 
     # -- the roster
 
     def _tell(self, link: Link, statements: Sequence[bytes]) -> None:
-        for at in range(0, len(statements), STATEMENTS_PER_FRAME):
-            message: FrameMessage = Statements(statements=tuple(statements[at : at + STATEMENTS_PER_FRAME]))
-            link.put(framed(message), self._now())
+        for part in _parts(statements):
+            link.put(framed(Statements(statements=part)), self._now())
 
-    def _flood(self, statements: Sequence[bytes], but: Link | None) -> None:
+    def _flood(self, statements: Sequence[bytes]) -> None:
         for link in self._channels:
-            if link is not but:
-                self._tell(link, statements)
+            self._tell(link, statements)
 
-    def _learned(self, link: Link, statements: Sequence[bytes]) -> None:
-        before = self._home.roster
+    def _learned(self, statements: Sequence[bytes]) -> None:
+        """Statements that the other side of a link believes we lack; merged a moment later, with others'."""
+        if not self._unmerged:
+            self._loop.call_later(LEARN_S, self._merge)
+        if len(self._unmerged) < UNMERGED_MAX:
+            self._unmerged.extend(statements)
+
+    def _merge(self) -> None:
+        before, statements = self._home.roster, self._unmerged
+        self._unmerged = []
         known = set(before.statements)
         roster = before.merged(statements)
         fresh = [s for s in roster.statements if s not in known]
         if not fresh:
             return
         self._home.set_roster(roster)
-        self._flood(fresh, but=link)
+        self._flood(fresh)
         self._changed_roster()
         if self.me not in roster.members:
             self._events.expelled()
@@ -502,3 +516,17 @@ class Agent:
         self._dialler.members_are(others)
         for peer in set(self._pending) - set(others):
             del self._pending[peer]
+
+
+def _parts(statements: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """All of them, in frames: most have a kilobyte, but some a hundred."""
+    part: list[bytes] = []
+    size = 0
+    for statement in statements:
+        if part and (len(part) >= STATEMENTS_PER_FRAME or size + len(statement) > STATEMENT_BYTES_PER_FRAME):
+            yield tuple(part)
+            part, size = [], 0
+        part.append(statement)
+        size += len(statement)
+    if part:
+        yield tuple(part)

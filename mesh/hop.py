@@ -110,6 +110,7 @@ class HopClient:
         self._reported = reported
         self._silence = silence
         self._good: dict[str, str] = {}  # the address of each peer that worked last
+        self._watches: dict[str, set[_Watch]] = {}  # of what each peer is asked for now
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -134,6 +135,11 @@ class HopClient:
         """Ends every connection; what still runs gets PeerGone."""
         if self._session is not None:
             await self._session.close()
+
+    def gone(self, peer: str) -> None:
+        """It is no member any more: nothing that it still says is listened to; whoever waits gets PeerGone."""
+        for watch in tuple(self._watches.get(peer, ())):
+            watch.leave()
 
     async def generate(
         self, target: Target, generation: Generation, forwarder: Forwarder
@@ -192,6 +198,7 @@ class HopClient:
             "Content-Type": "application/json",
         }
         watch = _Watch(self._silence, lambda: self._probe(target.peer), target.name)
+        self._watches.setdefault(target.peer, set()).add(watch)
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._post(target, path, body, headers, watch)
@@ -205,6 +212,9 @@ class HopClient:
             raise
         finally:
             watch.end()
+            self._watches[target.peer].discard(watch)
+            if not self._watches[target.peer]:
+                del self._watches[target.peer]
             if response is not None:
                 response.close()  # a connection whose answer was read to its end is not closed by this
 
@@ -263,6 +273,7 @@ class _Watch:
         self._probe = probe
         self._name = name
         self._loop = asyncio.get_running_loop()
+        self._is_left = False
         self._since: float | None = None  # since when somebody waits
         self._timeout: asyncio.Timeout | None = None
         self._content: aiohttp.StreamReader | None = None  # what is waited for, if not by `wait`
@@ -271,26 +282,39 @@ class _Watch:
         self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._due, self._look)
 
     async def wait(self, coming: Awaitable[T]) -> T:
-        """What comes. Raises PeerSilent when it does not."""
+        """What comes. Raises PeerSilent when it does not, PeerGone once the peer is left."""
         since = self._since = self._loop.time()
-        timeout = self._timeout = asyncio.timeout(None)
+        timeout = self._timeout = asyncio.timeout(0 if self._is_left else None)
         try:
             async with timeout:
                 return await coming
         except TimeoutError:
             if not timeout.expired():
                 raise  # somebody else's
-            raise self._silent(since) from None
+            raise self._left() if self._is_left else self._silent(since) from None
         finally:
             self._since = self._timeout = None
 
     async def read(self, content: aiohttp.StreamReader) -> bytes:
         """The next bytes, as `wait` does but without a timeout of their own: it runs hundreds of times a second."""
+        if self._is_left:
+            raise self._left()
         self._since, self._content = self._loop.time(), content
         try:
             return await content.readany()
         finally:
             self._since = self._content = None
+
+    def leave(self) -> None:
+        """The peer is not to be listened to: ends the wait, and those to come."""
+        self._is_left = True
+        if self._content is not None:
+            self._content.set_exception(self._left())
+        elif self._timeout is not None:
+            self._timeout.reschedule(self._loop.time())
+
+    def _left(self) -> PeerGone:
+        return PeerGone(f"The peer {self._name} is no member of the mesh any more.")
 
     def _silent(self, since: float) -> PeerSilent:
         return PeerSilent(f"The peer {self._name} has said nothing for {self._loop.time() - since:.1f} s.")

@@ -231,7 +231,7 @@ class _Parts:
             fail=stop.fail,
             is_draining=stop.asked.is_set,
             came_back=affinity.forget,
-            gone=lambda peer: self.hop_routes.gone(peer),
+            gone=self._left,
         )
         self.hop = HopClient(probe=self.peering.agent.probe, reported=self.neighbours.reported)
         self.dispatcher = Dispatcher(
@@ -257,6 +257,12 @@ class _Parts:
         )
         self.token = control.new_token()
         hide(self.token)
+
+    def _left(self, peer: str) -> None:
+        """Dead, gone, or no member any more: what it asked for here ends, and so does what it was asked for."""
+        self.hop_routes.gone(peer)
+        if peer not in self.peering.home.roster.members:
+            self.hop.gone(peer)
 
     def peer_routes(self) -> list[PeerRoute]:
         """What other peers may ask of this one."""

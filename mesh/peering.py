@@ -390,7 +390,8 @@ class Peering:
         if key == DOOR:
             fact = self.agent.fact(peer, key)
             word = word_in(fact.value) if fact is not None else None
-            if word is not None and self.home.heard(word):
+            # a guest signs nothing, so it opens no door either
+            if word is not None and self.home.roster.is_signer(peer) and self.home.heard(word):
                 self._tell_door()
         else:
             self.meeting.askers.fact_changed(peer, key)

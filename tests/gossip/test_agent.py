@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from gossip.home import Home
 from gossip.identity import Identity
 from gossip.member import About
 from gossip.roster import Roster
+from gossip.statements import Entry, read, signed_revocation
 from gossip.storage import MeshState
 from tests.fixtures.virtual_channels import Port, Wires
 from tests.fixtures.virtual_loop import Network, simulate
@@ -316,3 +318,25 @@ def test_of_two_processes_with_one_identity_the_later_one_is_told() -> None:
             await copy.crash()
 
     run(scenario, 4, seed=8)
+
+
+def test_statements_of_any_length_reach_everybody_and_stop_nobody() -> None:
+    """A member may revoke whom it likes, and keep thousands of hashes of what never was."""
+
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        await until(lambda: all_alive(nodes), "converged", 20.0)
+        mallory, late = nodes[1], nodes[3]
+        await late.crash()
+        keeps = {hashlib.sha256(bytes([first, second])).digest() for first in range(16) for second in range(250)}
+        (root,) = [x for x in map(read, mallory.agent.roster.statements) if isinstance(x, Entry) and x.is_founding]
+        long = [
+            signed_revocation(mallory.identity, root.hash, subject=f"{number:052}", keeps=keeps, now_s=1.0)
+            for number in range(20)
+        ]
+        mallory.agent.set_roster(mallory.agent.roster.merged(long))
+        late.live()
+        await until(lambda: all(set(long) <= set(node.agent.roster.statements) for node in nodes), "told", 20.0)
+        await until(lambda: all_alive(nodes), "all live", 20.0)
+
+    run(scenario, 4, seed=11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -84,6 +84,32 @@ async def test_leaving_frees_the_slot_at_the_holder() -> None:
         await until(lambda: attic.engines[0].stats.get("active") == 1)
         await chunks.aclose()
         await until(lambda: attic.engines[0].stats.get("active") == 0 and not attic.local.active())
+
+
+async def test_peer_that_is_no_member_any_more_is_not_listened_to() -> None:
+    async with Mesh() as mesh:
+        attic, tower = await mesh.holder("attic", LONG), await mesh.holder("tower", LONG)
+        ingress = await mesh.ingress()
+        revoked = [ingress.hop.generate(target(attic), request(), OWN) for _ in range(2)]
+        stays = ingress.hop.generate(target(tower), request(), OWN)
+        for chunks in (*revoked, stays):
+            await anext(chunks)
+        waits = asyncio.create_task(_all(revoked[0]))  # the other one's client reads nothing now
+        await asyncio.sleep(0)
+        ingress.hop.gone("attic")
+        async with asyncio.timeout(2.0):
+            with pytest.raises(PeerGone):
+                await waits
+            with pytest.raises(PeerGone):
+                await _all(revoked[1])
+        await until(lambda: not attic.local.active())
+        assert await anext(stays)
+        await stays.aclose()
+
+
+async def _all(chunks: AsyncGenerator[Chunk, None]) -> None:
+    async for _ in chunks:
+        pass
 
 
 async def test_what_the_ingress_says_of_a_request_arrives() -> None:
