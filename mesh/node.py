@@ -244,19 +244,23 @@ class _Parts:
         )
         facet = HopFacet(generate=local.generate, embed=local.embed, load=self.report.load_bytes)
         self.hop_routes, self._routes = hop_routes(facet, Limits(), lambda request: request[MEMBER])
-        stop.running = lambda: len(self.dispatcher.active())
-        metrics.watch(
+        self._watch()
+        self.token = control.new_token()
+        hide(self.token)
+
+    def _watch(self) -> None:
+        """What is counted and shown while the peer lives."""
+        self.stop.running = lambda: len(self.dispatcher.active())
+        self.metrics.watch(
             active=lambda: len(self.dispatcher.active()),
             queued=self.dispatcher.queued,
-            models_loaded=lambda: sum(s.state == "loaded" for s in pool.states()),
+            models_loaded=lambda: sum(s.state == "loaded" for s in self.pool.states()),
         )
-        metrics.watch_mesh(
+        self.metrics.watch_mesh(
             members=self.peering.overview.counts,
             is_coordinator=lambda: self.peering.overview.is_coordinator,
             term=lambda: self.peering.overview.term,
         )
-        self.token = control.new_token()
-        hide(self.token)
 
     def _left(self, peer: str) -> None:
         """Dead, gone, or no member any more: what it asked for here ends, and so does what it was asked for."""
