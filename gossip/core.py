@@ -363,6 +363,7 @@ class Core:
             self._tell_election(now)
         if self._election.claim is not self._claim:
             self._claim_is(self._election.claim)
+        self._membership.dial_wanted()
         return self._outbox.emptied()
 
     def _tell_election(self, now: float) -> None:

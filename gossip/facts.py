@@ -121,7 +121,11 @@ class Facts:
             held.version, held.value = version, value
             held.set_at, held.received_at = now - age / 1000, now
             held.is_fast, held.sent, held.teller = True, 0, teller.peer
-            self._put_fresh(held, now)
+            if held.set_at >= held.wave_at + self._wave_s(held):
+                held.wave_at = held.set_at
+                self._put_fresh(held, now)
+            else:
+                self._not_fresh(held)
             tell(FactChanged(peer=member.peer, key=key))
 
     def rows_for(self, target: Member, room: float, now: float) -> list[FactRow]:
@@ -152,6 +156,11 @@ class Facts:
                 if held.sent >= limit:
                     self._not_fresh(held)
         return rows
+
+    def _wave_s(self, held: Held) -> float:
+        """How far apart versions are that everybody passes on: as often as the bytes allow all to hear of all."""
+        row_bytes = ROW_BYTES + len(held.key) + len(held.value)
+        return self._members.count * row_bytes * self._config.wave_share / self._config.bytes_per_s
 
     def _put_fresh(self, held: Held, now: float) -> None:
         self._not_fresh(held)

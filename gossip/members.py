@@ -28,12 +28,14 @@ AGE_MAX_MS = 1 << 40
 class Held:
     """A fact that is here."""
 
-    __slots__ = ("is_fast", "key", "owner", "received_at", "sent", "set_at", "slot", "teller", "value", "version")
+    __slots__ = (
+        "is_fast", "key", "owner", "received_at", "sent", "set_at", "slot", "teller", "value", "version", "wave_at",
+    )  # fmt: skip
 
     def __init__(self, owner: Member, key: str) -> None:
         self.owner, self.key = owner, key
         self.version, self.value, self.is_fast = -1, b"", False
-        self.set_at = self.received_at = -math.inf
+        self.set_at = self.received_at = self.wave_at = -math.inf
         # how often it was passed on, where it waits to be, and who told
         self.sent, self.slot = 0, -1
         self.teller: PeerId = ""

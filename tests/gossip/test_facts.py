@@ -139,6 +139,16 @@ def test_facts_of_others_are_passed_on_a_bounded_number_of_times() -> None:
     assert {to for to, _ in told} == {C}, "neither to its owner nor to who told it"
 
 
+def test_versions_that_follow_too_closely_are_kept_and_not_passed_on() -> None:
+    core = a_core(config=replace(LAN, wave_share=1000.0))
+    until(core, 0.0, 0.9)
+    fast(core, A, B, FIRST, b"one", now=0.9)
+    assert [row[4] for row in ack_to(core, C, 0.9).facts] == [b"one"]
+    fast(core, A, B, FIRST + 1, b"two", now=1.9)
+    assert value(core, B, "load") == b"two"
+    assert not ack_to(core, C, 1.9).facts
+
+
 def test_a_fact_that_goes_around_without_me_is_passed_on_less() -> None:
     core = a_core()
     until(core, 0.0, 3.0)

@@ -479,7 +479,8 @@ def test_every_setting_of_the_test_preset_is_in_proportion() -> None:
     same = {
         "relays", "nack_share", "health_max", "late_s", "second_opinions", "suspicion_mult", "suspicion_max_mult",
         "confirmations", "fanout", "retransmit_mult", "message_bytes", "burst_s", "bulk_bytes_per_s",
-        "bulk_burst_bytes", "frame_overhead_bytes", "fact_sends", "channels_max", "neighbours", "facts_per_peer_max",
+        "bulk_burst_bytes", "frame_overhead_bytes", "fact_sends", "wave_share",
+        "channels_max", "neighbours", "facts_per_peer_max",
         "fact_bytes_max", "fast_fact_bytes_max", "scan_peers_max",
     }  # fmt: skip
     for field in fields(GossipConfig):

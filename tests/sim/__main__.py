@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--loss", type=float, default=0.0)
     parser.add_argument("--load-interval", type=float, default=0.5)
+    parser.add_argument("--joined", action="store_true", help="begin with everybody knowing everybody")
     parser.add_argument("--detect", type=int, metavar="RUNS")
     parser.add_argument("--splits", type=int, metavar="RUNS")
     parser.add_argument("--failover", type=int, metavar="RUNS")
@@ -36,7 +37,15 @@ def main(arguments: list[str]) -> None:
     elif options.failover:
         lines = failover(options.peers, options.seed, options.failover, options.loss, LAN)
     else:
-        lines = long_run(options.peers, options.seed, options.minutes, options.loss, options.load_interval, LAN)
+        lines = long_run(
+            options.peers,
+            options.seed,
+            options.minutes,
+            options.loss,
+            options.load_interval,
+            LAN,
+            is_joined=options.joined,
+        )
     for line in lines:
         print(line, flush=True)
     print(f"took {time.perf_counter() - began:.1f} s")

@@ -23,11 +23,21 @@ def settled(peers: int, seed: int, config: GossipConfig, *, loss: float = 0.0, l
 
 
 def long_run(
-    peers: int, seed: int, minutes: float, loss: float, load_interval_s: float, config: GossipConfig
+    peers: int,
+    seed: int,
+    minutes: float,
+    loss: float,
+    load_interval_s: float,
+    config: GossipConfig,
+    *,
+    is_joined: bool = False,
 ) -> Iterator[str]:
     world = World(peers, seed=seed, config=config, loss=loss, load_interval_s=load_interval_s)
     watch, step = world.watch, 0.5 if peers < 200 else 2.0
-    world.start_all()
+    if is_joined:
+        world.start_joined()
+    else:
+        world.start_all()
     met = world.run_until(lambda: world.are_all_up and watch.is_converged(), 300, step)
     yield f"{peers} peers, loss {loss:.0%}: everybody knows everybody {_s(met)} after the first start"
     one = world.run_until(watch.has_one_coordinator, 300, step)

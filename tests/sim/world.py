@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from gossip.config import GossipConfig
-from gossip.core import Core
+from gossip.core import CODEC, Core
 from gossip.effects import (
     Avoid,
     CoordinatorChanged,
@@ -34,6 +34,7 @@ from gossip.effects import (
 )
 from gossip.election import Claim
 from gossip.member import About
+from gossip.messages import ALIVE, Rumour, Table
 from tests.sim.watch import Watch
 
 RTO_S = 0.2
@@ -160,6 +161,20 @@ class World:
     def start_all(self, within_s: float = 1.0) -> None:
         for host in self.hosts:
             self.at(self.rng.random() * within_s, None, self.start, host)
+
+    def start_joined(self) -> None:
+        """As if they had known each other for long: a large mesh without the storm of its first minute."""
+        for host in self.hosts:
+            self.start(host)
+        rumours = [
+            Rumour(peer=host.peer, rank=ALIVE, run=host.core.run, incarnation=0, about=host.about)
+            for host in self.hosts
+            if host.core is not None
+        ]
+        table = CODEC.encode(Table(width=1, buckets=(0,), rumours=tuple(rumours), news=(), is_answer=True))
+        for host, teller in zip(self.hosts, self.hosts[1:] + self.hosts[:1], strict=True):
+            assert host.core is not None
+            self._carry(host, host.core.receive(teller.peer, table, self.clock(host)))
 
     def start(self, host: Host) -> None:
         """The process begins, with what is on its disk; it knows a few addresses."""
