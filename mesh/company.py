@@ -86,7 +86,7 @@ def standing(overview: Mapping[str, Any]) -> list[Check]:
             "the door is open" if overview["door"]["open"] else "here, llm-router door open"
         )
         return [Check(name="mesh", state="ok", found=f"{harmless(found)}: no other yet", fix=fix), *_joining(overview)]
-    checks = [Check(name="mesh", state="ok", found=harmless(f"{found}, {len(here) + 1} of them here"))]
+    checks = [Check(name="mesh", state="ok", found=harmless(f"{found}, {len(here) + 1} of them alive"))]
     versions = {peer["version"] for peer in overview["peers"] if peer["version"] and peer["state"] != "left"}
     if len(versions) > 1:
         text = f"the machines run different ones: {', '.join(sorted(versions))}"

@@ -79,7 +79,7 @@ def walled(*, kind: Literal["", "container", "WSL"], ip: str, has_seeds: bool) -
         return []
     if ip and has_seeds:
         return [Check(name=kind, state="ok", found=f"a network of its own; others are told {ip}")]
-    found = "a network of its own: other machines cannot reach it, and mDNS does not leave it"
+    found = "a network of its own: machines outside this host cannot reach it, nor does mDNS get there"
     if kind == "WSL":
         fix = "networkingMode=mirrored under [wsl2] in .wslconfig, or run llm-router on Windows itself"
     else:

@@ -161,7 +161,7 @@ def test_the_doctor_beside_a_running_mesh_sees_who_is_there_and_who_died(tmp_pat
         well = findings(one)
         assert well["peer port"][0].found == "8081 is this peer's"
         assert "1 other machine answers, 1 with llm-router" in well["mDNS"][0].found
-        assert "2 machines, 2 of them here" in well["mesh"][0].found
+        assert "2 machines, 2 of them alive" in well["mesh"][0].found
         assert well["reach"][0].found.startswith("answers: h2 (")
         assert well["clocks"][0].found == "the same as h2"
         assert [check.state for check in well["seeds"]] == ["ok", "warn"]
