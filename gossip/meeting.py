@@ -34,6 +34,7 @@ from gossip.interfaces import may_be_peer, split
 from gossip.joining import JoinServer, Welcome
 from gossip.roster import Roster
 from gossip.rundir import Housemate
+from gossip.statements import clean_name
 from gossip.transport import PeerRoute
 
 log = logging.getLogger(__name__)
@@ -249,7 +250,7 @@ class Meeting:
         welcome = await joiner.hello(address, self._joiner(), is_wanted=True)
         if welcome.summary.mesh_id == self._home.roster.mesh_id:
             raise AlreadyMember("this machine is in that mesh already")
-        return await self._knock(address, is_wanted=True)
+        return await self._knock(address, welcome.name, is_wanted=True)
 
     def join_soon(self, line: str) -> None:
         """Joins by the token of LLM_ROUTER_JOIN, as soon as that mesh answers; nothing if this peer is in it."""
@@ -286,7 +287,7 @@ class Meeting:
                 if plan(self._home.summary(), welcome.summary) == "door":
                     await self._move(await joiner.join(address, self._joiner()))
         elif how == "ask" and self._asking is None:
-            await self._knock(address, is_wanted=False)
+            await self._knock(address, welcome.name, is_wanted=False)
 
     async def _meet_housemate(self, mate: Housemate) -> None:
         try:
@@ -304,12 +305,12 @@ class Meeting:
         except GossipError as error:
             log.debug("a housemate was not joined", extra={"peer": short(mate.peer), "reason": str(error)[:200]})
 
-    async def _knock(self, address: str, *, is_wanted: bool) -> dict[str, Any]:
+    async def _knock(self, address: str, name: str, *, is_wanted: bool) -> dict[str, Any]:
         """By the door, or asks; answers as soon as people of the other mesh are asked."""
         if self._asking is not None:
             raise JoinBusy("this machine already asks to join a mesh")
         asked: asyncio.Future[None] = self._loop.create_future()
-        self._asking = self._spawn(self._knocked(address, asked, is_wanted=is_wanted))
+        self._asking = self._spawn(self._knocked(address, clean_name(name) or address, asked, is_wanted=is_wanted))
         await asyncio.wait({asked, self._asking}, return_when=asyncio.FIRST_COMPLETED)
         if self._asking is not None and not self._asking.done():
             shown = self.joining()
@@ -320,12 +321,8 @@ class Meeting:
             raise JoinFailed(failure.reason or failure.state)
         return self._joined_answer()
 
-    async def _knocked(self, address: str, asked: asyncio.Future[None], *, is_wanted: bool) -> None:
-        name = address
-
+    async def _knocked(self, address: str, name: str, asked: asyncio.Future[None], *, is_wanted: bool) -> None:
         def waiting(news: joiner.Waiting) -> None:
-            nonlocal name
-            name = news.mesh_name
             self._joining = Joining(
                 state="asking",
                 name=news.mesh_name,

@@ -379,6 +379,8 @@ class Peering:
         if event.after == "alive":
             self.overview.wrong_versions.pop(event.peer, None)
             self._came_back(event.peer)
+            if event.before == "dead":
+                self._announce(news.back(name))
         if event.after in ("dead", "left"):
             self._gone(event.peer)
         if event.after == "dead":

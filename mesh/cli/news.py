@@ -79,6 +79,11 @@ def lost(name: str) -> str:
     return harmless(f"{name} does not answer any more; its requests go to other machines")
 
 
+def back(name: str) -> str:
+    """A member that was lost answers again."""
+    return harmless(f"{name} is back")
+
+
 def left(name: str) -> str:
     """A member left on purpose."""
     return harmless(f"{name} has left the mesh")
