@@ -190,6 +190,7 @@ class Agent:
 
     def _changed_mesh(self) -> None:
         self._unmerged = []
+        self.run_id += 1  # who comes back to a mesh that it left is not taken for the one that left
         self._core = self._new_core()
         self._changed_roster()
 
