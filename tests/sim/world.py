@@ -376,18 +376,19 @@ class World:
                 self._put(sender, to if sender is host else host, channel, data)
         for each in (host, to):
             if len(each.channels) > self.config.channels_max:
-                self._close_oldest(each)
+                self._close_idle(each)
 
-    def _close_oldest(self, host: Host) -> None:
-        """Above the limit, but none in use: the coordinator has a channel to everybody."""
-        other = min(host.channels, key=lambda each: host.channels[each].used_at)
-        channel = host.channels[other]
-        if not channel.is_open or channel.used_at > self.now - IN_USE_S:
-            return
-        self._close(host, other, channel)
-        for a, b in ((host, other), (other, host)):
-            if a.core is not None:
-                self._carry(a, a.core.parted(b.peer, self.clock(a)))
+    def _close_idle(self, host: Host) -> None:
+        """Above the limit, the least recently used, but none in use: the coordinator has a channel to everybody."""
+        by_use = sorted(host.channels, key=lambda each: host.channels[each].used_at)
+        for other in by_use[: len(by_use) - self.config.channels_max]:
+            channel = host.channels[other]
+            if not channel.is_open or channel.used_at > self.now - IN_USE_S:
+                continue
+            self._close(host, other, channel)
+            for a, b in ((host, other), (other, host)):
+                if a.core is not None:
+                    self._carry(a, a.core.parted(b.peer, self.clock(a)))
 
     def _close(self, host: Host, to: Host, channel: Channel) -> None:
         if host.channels.get(to) is channel:
