@@ -7,6 +7,7 @@ gossip.admission decides what that means: nothing, come in by its open door, or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
@@ -24,22 +25,22 @@ from gossip.errors import (
     JoinDenied,
     JoinError,
     JoinExpired,
+    JoinUnreachable,
     NotAllowed,
     TokenRefused,
 )
 from gossip.home import Home, word_in, word_out
 from gossip.identity import Identity, short
-from gossip.interfaces import joined as joined_address
 from gossip.interfaces import may_be_peer, split
 from gossip.joining import JoinServer, Welcome
 from gossip.roster import Roster
 from gossip.rundir import Housemate
+from gossip.seeds import Found, Own, Seeds, seeds_of
 from gossip.statements import clean_name
 from gossip.transport import PeerRoute
 
 log = logging.getLogger(__name__)
 
-PEER_PORT = 8081
 HINTS_MAX = 64
 """Addresses waiting to be asked; more are dropped, they come again."""
 AT_ONCE = 4
@@ -51,6 +52,7 @@ ENDED_SHOWN_S = 15.0
 """How long the end of a request to join is told."""
 ASK_AGAIN_S = 600.0
 MEET_S = 10.0
+LOOK_S = 40.0
 ADDRESSES_OF_ONE_MAX = 4
 
 
@@ -246,8 +248,7 @@ class Meeting:
             async with self._moving:
                 await self._move(await joiner.join_by_token(token, self._joiner()))
             return self._joined_answer()
-        address = _address_of(to)
-        welcome = await joiner.hello(address, self._joiner(), is_wanted=True)
+        address, welcome = await self._found_at(to)
         if welcome.summary.mesh_id == self._home.roster.mesh_id:
             raise AlreadyMember("this machine is in that mesh already")
         return await self._knock(address, welcome.name, is_wanted=True)
@@ -350,6 +351,29 @@ class Meeting:
         finally:
             self._asking = None
 
+    async def _found_at(self, to: str) -> tuple[str, Welcome]:
+        """The peer port that `host`, `host:port` or a URL leads to, and who is there. Raises JoinUnreachable."""
+        found: list[tuple[str, Welcome]] = []
+
+        async def offered(candidate: Found) -> bool:
+            try:
+                found.append((candidate.address, await joiner.hello(candidate.address, self._joiner(), is_wanted=True)))
+            except JoinError as error:
+                log.debug("no peer there", extra={"address": candidate.address, "reason": str(error)[:200]})
+            return bool(found)
+
+        try:
+            seeds = Seeds(seeds_of([to]), own=Own, rng=self._rng)
+        except ValueError as error:
+            raise JoinUnreachable(str(error)) from None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await seeds.round(offered)
+        if not found:
+            reason = "; ".join(seeds.reasons.values())
+            raise JoinUnreachable(f"no machine that lets others join answers at {to[:80]} ({reason or 'no address'})")
+        return found[0]
+
     async def _join_by_setting(self, line: str) -> None:
         pause = 1.0
         while True:
@@ -436,13 +460,3 @@ class Meeting:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("meeting a stranger failed", exc_info=error)
-
-
-def _address_of(to: str) -> str:
-    """`host`, `host:port` or a URL, as the address of a peer port: the usual one if none is named."""
-    text = to.strip().removeprefix("https://").removeprefix("http://").rstrip("/")
-    try:
-        host, port = split(text)
-    except ValueError:
-        return joined_address(text.strip("[]"), PEER_PORT)
-    return joined_address(host, port)

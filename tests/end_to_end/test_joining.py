@@ -78,6 +78,17 @@ def test_a_line_from_invite_joins_one_machine_and_then_no_other(tmp_path: Path) 
             assert not file.is_file() or secret.encode() not in file.read_bytes(), file
 
 
+def test_join_takes_the_address_of_the_api_too_and_says_when_nobody_is_there(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        attic = house.start("attic")
+        tower = house.start("tower", env={"LLM_ROUTER_DOOR_MINUTES": "0"})
+        nobody = tower.command("join", "127.0.0.1:9")
+        assert nobody.returncode != 0 and "127.0.0.1:9" in nobody.stderr
+        joined = tower.command("join", attic.url)
+        assert joined.returncode == 0 and "attic" in joined.stdout
+        house.see_each_other(attic, tower)
+
+
 def test_a_token_in_the_environment_joins_at_the_start(tmp_path: Path) -> None:
     with House(tmp_path) as house:
         attic = house.start("attic", env={"LLM_ROUTER_DOOR_MINUTES": "0"})
