@@ -25,9 +25,10 @@ P95_TIMES = 1.5
 NOISE_S = 0.05
 
 
-def frozen(folder: Path, pause_s: float, rate: float = 50.0) -> list[Figure]:
+def frozen(folder: Path, pause_s: float, streams_s: float = 12.0) -> list[Figure]:
     """SIGSTOP to everything on one holder: its kernel still answers, so nothing breaks; only silence tells."""
-    tokens = int(rate * 12)
+    rate = 50.0
+    tokens = int(rate * streams_s)
     with House.built(folder, 4, holders=("h2", "h3", "h4"), worker=f"--tokens {tokens} --rate {rate}") as house:
         house.until_all_see_all()
         house.until_all_know("tiny", ("h1",), holders=3)
