@@ -23,7 +23,7 @@ FILE = ROOT / "inference" / "hello" / "hello.gguf"
 
 GREETING = r"^(Hello|Hi)!"
 ITSELF = r"very small built-in model"
-ADD = r"start it with `llm-router`.*each machine answers on its own"
+ADD = r"start it with `llm-router`.*joins by itself.*`llm-router door open`"
 BIGGER = r"`llm-router model import FILE`.*`llm-router run NAME`"
 REQUIRED = {
     "Hello": GREETING,

@@ -2,6 +2,7 @@
 
     python -m inference.hello.make                  # writes inference/hello/hello.gguf
     python -m inference.hello.make --steps 200 --out /tmp/try.gguf
+    python -m inference.hello.make --from before.gguf --steps 500      # when a few answers have changed
 
 Check and exam need llama-cpp-python (the extra `llama`); without it they are left out, and it says so.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from inference.hello.make import export
 from inference.hello.make.model import Shape
-from inference.hello.make.train import train
+from inference.hello.make.train import begin, train
 
 HELLO = Path(__file__).parent.parent / "hello.gguf"
 SIZE_MAX = 4_000_000
@@ -31,13 +32,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2600, help="training steps of 2,048 tokens")
     parser.add_argument("--weights", type=Path, help="export these weights (.npz) instead of training")
+    parser.add_argument("--from", type=Path, dest="begin", help="begin at the weights and tokenizer of this GGUF file")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint build/hello.npz")
     a = parser.parse_args()
     began = time.time()
     weights = a.weights or Path("build") / "hello.npz"  # git ignores build/
     if a.weights is None:
         weights.parent.mkdir(exist_ok=True)
-        train(Shape(), a.seed, a.steps, weights, a.resume)
+        if a.begin is not None and not a.resume:
+            begin(weights, Shape(), *export.read(a.begin))
+        train(Shape(), a.seed, a.steps, weights, a.resume or a.begin is not None)
     model, bpe, shape = export.load(weights)
     stored = export.write(a.out, model, bpe, shape)
     size, digest = a.out.stat().st_size, hashlib.sha256(a.out.read_bytes()).hexdigest()

@@ -51,6 +51,18 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], Bpe, dict[str, int]]:
     return weights, bpe, shape
 
 
+def read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The weights and the merges in a file that `write` wrote, as far as rounding left them: a run can begin there."""
+    reader = gguf.GGUFReader(path)
+    raw = {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    layers = int(reader.fields["llama.block_count"].contents())
+    weights = {"emb": raw["token_embd.weight"], "norm": raw["output_norm.weight"] / SHARPNESS}
+    for k, name in NAMES.items():
+        found = [raw[f"blk.{i}.{name}.weight"] for i in range(layers)]
+        weights[k] = np.stack([x if x.ndim == 1 else x.T for x in found])
+    return weights, [str(m) for m in reader.fields["tokenizer.ggml.merges"].contents()]
+
+
 def write(path: Path, weights: dict[str, np.ndarray], bpe: Bpe, shape: dict[str, int]) -> dict[str, np.ndarray]:
     """Write the file; returns the weights as they are in it, rounded, for `check`."""
     w = gguf.GGUFWriter(path, "llama")

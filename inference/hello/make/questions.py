@@ -11,9 +11,17 @@ WELCOME = r"welcome|Glad to help|All right|Okay"
 BYE = r"Goodbye|See you"
 SMALL = r"very small built-in model"
 SORRY = r"don't know|can't|not sure"
-ALONE = r"next version|on its own|come with the mesh"
-ADD = r"`llm-router`.*(next|this) version|on its own"
-REMOVE = r"nothing to remove"
+HOW = r"answers for all|tells the others"
+EQUAL = r"all peers are equal"
+ADD = r"start it with `llm-router`"
+ADDED = ADD + r".*joins by itself.*`llm-router door open`"
+NOT_FOUND = r"same network, not guest.*llm-router doctor|^Run `llm-router doctor` on both"
+APPROVE = r"six digits.*llm-router approve"
+INVITE = r"llm-router invite"
+DOOR = r"While the door is open, machines"
+REMOVE = r"peers revoke NAME.*llm-router leave"
+PEERS = r"`llm-router peers` (lists|shows)"
+FAIL = r"goes on elsewhere"
 BIGGER = r"model import FILE"
 FILE = r"If you have it as a GGUF file"
 GB = r"\dB"
@@ -23,21 +31,21 @@ DASH = r"later version.*llm-router status"
 LOGIN = r"no login"
 KEY = r"no key is needed"
 BASE = r"http://127\.0\.0\.1:8080/v1"
-HOME = r"stays on your machine"
+HOME = r"stays on your own machines"
 CLOUD = r"Not yet: cloud models"
 CLOUD_LATER = r"[Cc]loud models"
 FASTER = r"smaller model"
 FREE = r"free and open source"
 JOKE = r"busy|UDP|gossip|More than|out of memory"
-JA_ADD = r"次の版"
+JA_ADD = r"llm-router door open"
 
 REQUIRED: list[Item] = [
     ("Hello", HI, SORRY),
     ("hello!", HI, SORRY),
     ("What are you?", SMALL, SORRY),
     ("what are you", SMALL, SORRY),
-    ("How do I add a machine?", r"start it with `llm-router`.*next version", SORRY),
-    ("how do i add a machine", r"start it with `llm-router`.*next version", SORRY),
+    ("How do I add a machine?", ADDED, SORRY),
+    ("how do i add a machine", ADDED, SORRY),
     ("How do I get a bigger model?", r"`llm-router model import FILE`.*`llm-router run NAME`", SORRY),
     ("HOW DO I GET A BIGGER MODEL", r"`llm-router model import FILE`.*`llm-router run NAME`", SORRY),
 ]
@@ -74,14 +82,20 @@ DEV: list[Item] = [
     ("I just installed this, what is it for?", WHAT, SORRY),
     ("explain what this software does in one sentence", WHAT, SORRY),
     ("what's the point of a mesh?", WHAT, SORRY),
-    ("how do the computers talk to each other?", ALONE, None),
+    ("how do the computers talk to each other?", HOW, None),
     ("I've got a second PC in the bedroom, how do I hook it in?", ADD, None),
     ("my wife's laptop should be part of this too", ADD, None),
     ("steps for joining another box please", ADD, None),
     ("can my raspberry pi be part of it?", r"Linux|" + ADD, None),
-    ("the other machine doesn't show up in the list", ALONE, None),
-    ("my laptop can't find the desktop", ALONE, None),
+    ("the other machine doesn't show up in the list", NOT_FOUND, None),
+    ("my laptop can't find the desktop", NOT_FOUND, None),
     ("how can I kick a node out?", REMOVE, None),
+    ("my new pc shows six digits, what now?", APPROVE, None),
+    ("how do I accept a join request?", APPROVE, None),
+    ("how do I invite a machine?", INVITE, None),
+    ("what is the door?", DOOR, None),
+    ("which machines are in my mesh right now?", PEERS, None),
+    ("who is the leader?", EQUAL, None),
     ("you're too small, how do I get something smarter?", BIGGER, SORRY),
     ("where can I download a proper model?", BIGGER, SORRY),
     ("I want a real llm instead of you", BIGGER, SORRY),
@@ -106,7 +120,7 @@ DEV: list[Item] = [
     ("I only have an old cpu, is that ok?", r"CPU", None),
     ("why does it take so long to answer", FASTER, None),
     ("tips to make generation faster?", FASTER, None),
-    ("what if one of the pcs is switched off?", ALONE, None),
+    ("what if one of the pcs is switched off?", FAIL, None),
     ("does it run on windows 11?", r"Linux", None),
     ("8080 is already taken on my machine", r"--port 8090", None),
     ("how do I shut it down?", r"llm-router down", None),
@@ -169,14 +183,23 @@ TEST: list[Item] = [
     ("what were you trained on?", r"script", None),
     ("what can I do with this thing?", WHAT + "|I can tell you", SORRY),
     ("ELI5 llm router", WHAT, SORRY),
-    ("is there a central server?", ALONE, None),
+    ("is there a central server?", EQUAL, None),
     ("add my desktop to the network", ADD, None),
     ("i have 3 computers at home, how can they all work together", ADD, None),
     ("what do I type on the second computer?", ADD, None),
     ("how would I get my mac mini to join in", ADD, None),
-    ("the nodes don't see one another", ALONE, None),
-    ("new pc not appearing after I started it", ALONE, None),
+    ("the nodes don't see one another", NOT_FOUND, None),
+    ("new pc not appearing after I started it", NOT_FOUND, None),
     ("take my old laptop off the mesh", REMOVE, None),
+    ("there's a code on the new laptop's screen, where does it go?", APPROVE, None),
+    ("how do I let the waiting machine in?", APPROVE, None),
+    ("can I add my brother's pc, he lives in another town", INVITE + "|" + ADD, None),
+    ("how do I make an invite for the next box?", INVITE, None),
+    ("how long does the door stay open?", DOOR, None),
+    ("list all machines", PEERS, None),
+    ("has my desktop joined yet?", PEERS + "|" + NOT_FOUND, None),
+    ("does one machine have to be the boss?", EQUAL, None),
+    ("how does this computer leave the group?", REMOVE, None),
     ("how do i upgrade to a better model", BIGGER, SORRY),
     ("give me a model that can actually code", BIGGER, SORRY),
     ("I'd like to run qwen on this", FILE, None),
@@ -200,7 +223,7 @@ TEST: list[Item] = [
     ("does it support amd graphics?", r"A GPU is used", None),
     ("no graphics card here, will it still work?", r"CPU", None),
     ("it's really slow on my machine", FASTER, None),
-    ("what happens when a node crashes?", ALONE, None),
+    ("what happens when a node crashes?", FAIL, None),
     ("is there a linux version", r"Linux", None),
     ("how do I change which port it listens on?", r"--port 8090", None),
     ("how can I quit the program", r"llm-router down", None),
@@ -235,8 +258,8 @@ TEST: list[Item] = [
     ("Could you please explain to me what you're able to help me with?", r"I can tell you", None),
     ("i've got an old thinkpad lying around, would love to throw it into the mix", ADD, None),
     ("we bought two more mac studios for the office. how do they get into the cluster?", ADD, None),
-    ("Do both computers have to be on the same wifi?", r"network|next version", SORRY),
-    ("it says it found 0 peers, but my second machine is definitely running", ALONE, None),
+    ("Do both computers have to be on the same wifi?", r"same network", SORRY),
+    ("it says it found 0 peers, but my second machine is definitely running", NOT_FOUND, None),
     ("What would I need to do to have a much more intelligent assistant than yourself?", BIGGER, SORRY),
     ("The wheel came with just this toy model. Where do real ones come from?", BIGGER, SORRY),
     ("please download llama 3 for me", FILE, None),
@@ -252,7 +275,7 @@ TEST: list[Item] = [
     ("I'd like some requests to go to GPT-4o instead, possible?", CLOUD, None),
     ("will this melt my laptop? it has no dedicated graphics", r"CPU|GPU", None),
     ("takes ages for each word to appear", FASTER, None),
-    ("if I close my laptop lid, do the others keep going?", ALONE, None),
+    ("if I close my laptop lid, do the others keep going?", FAIL, None),
     ("Will this work on my Steam Deck?", r"Linux", None),
     ("something else is listening on 8080 already", r"--port 8090", None),
     ("and what's the catch, who makes money here?", FREE, None),

@@ -65,6 +65,12 @@ def train(shape: Shape, seed: int, steps: int, out: Path, resume: bool = False) 
             part.replace(out)
 
 
+def begin(out: Path, shape: Shape, weights: dict[str, np.ndarray], merges: list[str]) -> None:
+    """Write a checkpoint of no steps with these weights, for `train` to go on from: much is known already."""
+    state = {part + k: x if part == "" else np.zeros_like(x) for part in ("", "m_", "v_") for k, x in weights.items()}
+    np.savez(out, merges=np.array(merges), config=json.dumps(shape.fields()), step=0, **state)
+
+
 def _rate(i: int, steps: int) -> float:
     """Up, level, and down to zero. Until it goes down it does not depend on `steps`: a run can be made longer."""
     return LEARNING_RATE * min(1.0, (i + 1) / WARMUP_STEPS, (steps - i) / (DECAY * steps))
