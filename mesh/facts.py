@@ -23,6 +23,9 @@ DOOR = "door"
 
 MODELS_IN_LOAD_MAX = 16
 MODELS_IN_INVENTORY_MAX = 1000
+LOAD_BYTES_MAX = 1024
+INVENTORY_BYTES_MAX = 256 * 1024
+"""What gossip carries of a fast and of a slow fact (gossip.config): it refuses more, as the bug that it is."""
 ALIASES_MAX = 8
 GPUS_MAX = 64
 _TEXT_MAX = 128
@@ -107,7 +110,12 @@ _CODEC = Codec({1: Load, 2: Inventory})
 
 
 def load_out(load: Load) -> bytes:
-    return _CODEC.encode(load)
+    """As bytes that gossip carries; the last models are left out where long names leave no room for all."""
+    data = _CODEC.encode(load)
+    while len(data) > LOAD_BYTES_MAX and load.models:
+        load = replace(load, models=load.models[:-1])
+        data = _CODEC.encode(load)
+    return data
 
 
 def load_in(data: bytes) -> Load | None:
@@ -117,7 +125,13 @@ def load_in(data: bytes) -> Load | None:
 
 
 def inventory_out(inventory: Inventory) -> bytes:
-    return _CODEC.encode(inventory)
+    """As bytes that gossip carries; the last models are left out where there is no room for all."""
+    data = _CODEC.encode(inventory)
+    while len(data) > INVENTORY_BYTES_MAX and inventory.models:
+        fit = len(inventory.models) * INVENTORY_BYTES_MAX // len(data)
+        inventory = replace(inventory, models=inventory.models[: min(fit, len(inventory.models) - 1)])
+        data = _CODEC.encode(inventory)
+    return data
 
 
 def inventory_in(data: bytes) -> Inventory | None:

@@ -7,12 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from gossip.config import LAN, TEST, GossipConfig
 from inference.hardware import Gpu, Hardware
 from inference.models.pool import Pool, PoolLimits
 from inference.models.store import Store
 from mesh import report as module
 from mesh.catalog import Catalog
-from mesh.facts import INVENTORY, LOAD, Inventory, Load, inventory_in, load_in
+from mesh.facts import (
+    INVENTORY,
+    INVENTORY_BYTES_MAX,
+    LOAD,
+    LOAD_BYTES_MAX,
+    MODELS_IN_INVENTORY_MAX,
+    MODELS_IN_LOAD_MAX,
+    Inventory,
+    Load,
+    ModelFact,
+    ModelLoad,
+    inventory_in,
+    inventory_out,
+    load_in,
+    load_out,
+)
 from mesh.loading import Loading
 from mesh.local import LocalHolder
 from mesh.report import Report
@@ -120,3 +136,45 @@ async def test_a_load_is_told_at_least_every_heartbeat_though_nothing_changed(
     assert all(fast for key, _, fast in often.facts if key == LOAD)
     assert not any(fast for key, _, fast in often.facts if key == INVENTORY)
     assert often.inventories()[0].models == report.inventory().models
+
+
+def test_many_models_with_long_names_are_told_as_far_as_gossip_carries_them() -> None:
+    """A fact that is too long is refused with an error, which ends what tells it, and with it the peer."""
+    busy = [
+        ModelLoad(model=f"{n:0200}", is_loaded=True, active=9, queued=9, slots=8, prefill_rate=1.5, decode_rate=2.5)
+        for n in range(MODELS_IN_LOAD_MAX)
+    ]
+    load = Load(cpu=1.0, memory=2.0, gpu=0.0, active=0, queued=0, response_ms=0.0, models=tuple(busy))
+    heard = load_in(load_out(load))
+    assert heard is not None and 0 < len(heard.models) < MODELS_IN_LOAD_MAX
+    assert heard.models == load.models[: len(heard.models)]
+    assert len(load_out(load)) <= LOAD_BYTES_MAX
+
+    files = [
+        ModelFact(
+            id=f"{n:0200}",
+            sha256="0" * 64,
+            size_bytes=1 << 33,
+            context=1 << 17,
+            is_embedding=False,
+            quantization="Q4_K_M",
+            created=1_700_000_000,
+            slots=8,
+            load_s=1.5,
+            is_usable=True,
+            aliases=("a" * 100,),
+        )
+        for n in range(MODELS_IN_INVENTORY_MAX)
+    ]
+    inventory = Inventory(
+        client_port=1, engine=None, cores=1, memory_bytes=1, budget_bytes=1, max_loaded=1, models=tuple(files)
+    )
+    found = inventory_in(inventory_out(inventory))
+    assert found is not None and 500 < len(found.models) < MODELS_IN_INVENTORY_MAX
+    assert found.models == inventory.models[: len(found.models)]
+    assert len(inventory_out(inventory)) <= INVENTORY_BYTES_MAX
+
+
+@pytest.mark.parametrize("config", [LAN, TEST])
+def test_what_is_told_is_what_gossip_carries(config: GossipConfig) -> None:
+    assert (config.fast_fact_bytes_max, config.fact_bytes_max) == (LOAD_BYTES_MAX, INVENTORY_BYTES_MAX)
