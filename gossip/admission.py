@@ -179,6 +179,10 @@ class Admission:
             raise JoinDenied("a member of that mesh denied the request")
         return asked
 
+    def moved(self) -> None:
+        """The peer is in another mesh: nobody asked that one, and no token is for it. Who was denied stays so."""
+        self._begun, self._waiting, self._tokens = {}, {}, ()
+
     # -- tokens
 
     @property

@@ -172,21 +172,19 @@ class Agent:
         moved = framed(Moved(mesh_id=roster.mesh_id, addresses=self._about.addresses))
         for link in self._channels:
             link.put(moved, self._now())
-        await self._said_goodbye()
-        self._home.move(roster, word)
-        self._changed_mesh()
+        await self.leave_for(lambda: self._home.move(roster, word))
 
     async def leave_for(self, go: Callable[[], None]) -> None:
-        """Out of this mesh; `go` puts the home into another one."""
-        await self._said_goodbye()
-        go()
-        self._changed_mesh()
-
-    async def _said_goodbye(self) -> None:
+        """Out of this mesh; `go` puts the home into another one, also when the goodbye is cancelled on its way out:
+        a core that has left takes part in nothing any more."""
         self._carry(self._core.leave(self._now()))
-        await self._channels.flushed()
-        for link in self._channels:
-            self._channels.drop(link)
+        try:
+            await self._channels.flushed()
+        finally:
+            for link in self._channels:
+                self._channels.drop(link)
+            go()
+            self._changed_mesh()
 
     def _changed_mesh(self) -> None:
         self._unmerged = []

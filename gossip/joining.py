@@ -231,6 +231,11 @@ class JoinServer:
         self._tokens(self._admission.tokens)
         return token
 
+    def moved(self) -> None:
+        """This peer is in another mesh: what was asked and invited of the old one is void."""
+        self._admission.moved()
+        self._changed()
+
     # -- what strangers do
 
     async def _hello(self, request: web.Request, body: bytes) -> web.Response:

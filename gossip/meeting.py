@@ -197,7 +197,10 @@ class Meeting:
             return False
         if welcome.summary.mesh_id == self._home.roster.mesh_id:
             return await self._is_member_at(address)
-        await self._meet(address, welcome)
+        try:
+            await self._meet(address, welcome)
+        except GossipError as error:  # full, shut, or gone at this moment: a seed is asked again
+            log.debug("a seed was not joined", extra={"address": address, "reason": str(error)[:200]})
         return welcome.summary.mesh_id == self._home.roster.mesh_id
 
     def housemate(self, mate: Housemate) -> None:
@@ -259,8 +262,13 @@ class Meeting:
 
     async def leave(self) -> None:
         """Out of the mesh, into one of its own with its door shut: who leaves does not want back in by itself."""
+
+        def go() -> None:
+            self._home.leave(0.0)
+            self._server.moved()
+
         async with self._moving:
-            await self._agent.leave_for(lambda: self._home.leave(0.0))
+            await self._agent.leave_for(go)
 
     # -- meeting
 
@@ -393,12 +401,17 @@ class Meeting:
             pause = min(30.0, pause * 2)
 
     async def _move(self, joined: joiner.Joined) -> None:
-        """This peer is in another mesh now."""
-        if joined.roster.mesh_id == self._home.roster.mesh_id:
+        """This peer is in another mesh now, also when whoever waits for this is cancelled on the way."""
+        mesh_id = joined.roster.mesh_id
+        if mesh_id == self._home.roster.mesh_id:
             return
-        await self._agent.adopt(joined.roster, word_in(joined.word))
-        self._agent.hinted(joined.member, (joined.address,))
-        self._said.joined(self._home.mesh_name, len(joined.roster.members))
+        try:
+            await self._agent.adopt(joined.roster, word_in(joined.word))
+        finally:
+            if mesh_id == self._home.roster.mesh_id:
+                self._server.moved()
+                self._agent.hinted(joined.member, (joined.address,))
+                self._said.joined(self._home.mesh_name, len(joined.roster.members))
 
     def _admitted(self, roster: Roster, peer: str) -> None:
         """Somebody is in."""
