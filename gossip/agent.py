@@ -413,7 +413,7 @@ class Agent:
     def _takes(self, channel: Channel, hello: Hello) -> bool:
         """Whether this channel is for us: a version in common, this mesh, a member, and not ourselves."""
         if common_version(hello, self._versions) is None:
-            log.warning("a peer speaks another version", extra={"peer": short(channel.peer), "version": hello.version})
+            log.debug("a peer speaks another version", extra={"peer": short(channel.peer), "version": hello.version})
             self._events.wrong_version(channel.peer, hello)
             return False
         if channel.peer == self.me:

@@ -36,6 +36,7 @@ class _Target:
 
     is_dead: bool = False
     is_linked: bool = False
+    was_linked: bool = False  # since it was dialled last
     hints: list[str] = field(default_factory=list)
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -99,6 +100,7 @@ class Dialler:
         """There is a channel, or no longer."""
         if (target := self._targets.get(peer)) is not None:
             target.is_linked = is_linked
+            target.was_linked = target.was_linked or is_linked
             target.wanted.set()
 
     def want(self, peer: str) -> None:
@@ -160,13 +162,17 @@ class Dialler:
                 pass
 
     async def _dial(self, peer: str, target: _Target) -> bool:
-        """True when there was a channel; returns at its end, unless another one took its place."""
+        """True when there was a channel that both sides took; returns at its end, unless another one took its place.
+
+        One that a side did not take (its version, another mesh) is as vain as one that did not open.
+        """
         addresses = list(self._addresses(peer))[:ADDRESSES_MAX]
         channel = await self._first(peer, addresses)
         if channel is None:
             return False
+        target.was_linked = target.is_linked
         await self._opened(channel)
-        return True
+        return target.was_linked
 
     async def _first(self, peer: str, addresses: Sequence[str]) -> Channel | None:
         """The first address whose handshake proves the id; later ones are tried before earlier ones have failed."""

@@ -453,8 +453,13 @@ class Peering:
             self._refreshing = self._loop.create_task(self._discovery.refresh(), name="mDNS after sleep")
 
     def _wrong_version(self, peer: str, hello: Hello) -> None:
+        """Said once, though it is tried again and again: one of the two may be updated at any moment."""
+        if self.overview.wrong_versions.get(peer) == hello.version:
+            return
         self.overview.wrong_versions[peer] = hello.version
-        self._announce(news.wrong_version(self.overview.name_of(peer), hello.version, our_version()))
+        line = news.wrong_version(self.overview.name_of(peer), hello.version, our_version())
+        log.warning(line)
+        self._announce(line)
 
     def _say(self, line: str) -> None:
         """What happened with strangers, in words."""

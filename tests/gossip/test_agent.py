@@ -288,6 +288,19 @@ def test_two_that_have_no_version_in_common_say_so_and_stay_apart() -> None:
     run(scenario, 3, seed=9)
 
 
+def test_who_cannot_be_spoken_with_is_not_dialled_over_and_over() -> None:
+    """Each try is a handshake on both machines, and a mesh is upgraded over days."""
+
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        newer = nodes[1]
+        newer.versions = (7, 9)
+        list(started(nodes))
+        await asyncio.sleep(60.0)
+        assert all(2 <= len(node.strange) < 120 for node in nodes)
+
+    run(scenario, 2, seed=12)
+
+
 def test_a_member_that_only_claims_there_is_a_clone_stops_nobody() -> None:
     async def scenario(wires: Wires, nodes: list[Node]) -> None:
         list(started(nodes))
