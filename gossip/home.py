@@ -1,12 +1,15 @@
 """What this peer keeps of its mesh, in memory and on disk: roster, highest claim, door, good addresses.
 
-Roster and claims are on disk before anybody hears of them; addresses are written now and then. The door is the mesh's:
-every peer tells the latest word it knows (`DoorWord`), and the newest word counts. Wall clock: a door has minutes.
+Roster and claims are on disk before anybody hears of them; addresses are written now and then. A disk that takes
+nothing (models fill disks) is an error in the log and ends nothing: what it missed is written when it can be. The door
+is the mesh's: every peer tells the latest word it knows (`DoorWord`), and the newest word counts. Wall clock: a door
+has minutes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +20,8 @@ from gossip.election import Claim
 from gossip.identity import Identity
 from gossip.roster import Roster
 from gossip.storage import MeshState, StoredClaim, StoredToken
+
+log = logging.getLogger(__name__)
 
 CLOCK_SLACK_S = 300.0
 """A word about the door from further in the future than this comes from a machine with a wrong clock: not taken."""
@@ -61,6 +66,7 @@ class Home:
         self._now_s = now_s
         self._state = keeper.load()
         self._is_dirty = False
+        self._has_complained = False
         if self._state.mesh_id:
             self._roster = Roster.from_wire(self._state.statements, self._state.mesh_id)
         if not self._state.mesh_id or identity.peer_id not in self._roster.members:
@@ -115,7 +121,7 @@ class Home:
         return None if stored is None else Claim(term=stored.term, peer=stored.peer_id, is_solo=stored.is_solo)
 
     def set_claim(self, claim: Claim) -> None:
-        """Durable when this returns."""
+        """Durable when this returns, unless the disk takes nothing."""
         self._save(claim=StoredClaim(term=claim.term, peer_id=claim.peer, is_solo=claim.is_solo))
 
     # -- addresses
@@ -208,14 +214,20 @@ class Home:
     # -- disk
 
     def flush(self) -> None:
-        """Writes what was only remembered."""
+        """Writes what was only remembered, or could not be written."""
         if self._is_dirty:
             self._save()
 
     def _save(self, **changes: object) -> None:
         self._state = dataclasses.replace(self._state, **changes)  # type: ignore[arg-type]
-        self._keeper.save(self._state)
-        self._is_dirty = False
+        try:
+            self._keeper.save(self._state)
+            self._is_dirty = self._has_complained = False
+        except OSError as error:
+            self._is_dirty = True
+            if not self._has_complained:
+                self._has_complained = True
+                log.error("what this peer knows of its mesh cannot be written, it is tried again: %s", error)
 
 
 def word_out(word: DoorWord) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -12,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip import storage
+from gossip.election import Claim
 from gossip.errors import UnusableIdentity
+from gossip.home import Home
+from gossip.identity import Identity
 from gossip.private import write_private
 from gossip.storage import MESH_FILE, MeshFile, MeshState, StoredClaim, StoredToken
 
@@ -118,3 +122,42 @@ def test_the_last_addresses_are_kept_once_each(order: list[int]) -> None:
         state = state.with_address(f"10.0.0.{number}:1")
     newest_first = list(dict.fromkeys(f"10.0.0.{number}:1" for number in reversed(order)))
     assert list(state.addresses) == newest_first[:32]
+
+
+class FullDisk:
+    """A disk that takes nothing, until somebody makes room."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.state = MeshState()
+
+    def load(self) -> MeshState:
+        return self.state
+
+    def save(self, state: MeshState) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.state = state
+
+
+def test_a_full_disk_ends_nothing_is_said_once_and_what_it_missed_is_written_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Models fill disks: a peer that stopped for it would take its requests with it."""
+    disk = FullDisk()
+    home = Home(identity=Identity.generate(), name="attic", keeper=disk, now_s=lambda: 1_000.0, door_s=60.0)
+    disk.is_full = True
+    claim = Claim(term=7, peer="p" * 52, is_solo=False)
+    with caplog.at_level(logging.ERROR):
+        home.set_claim(claim)
+        home.set_door(0.0)
+        home.flush()
+    assert home.claim == claim and home.door_seconds_left() == 0.0
+    assert disk.state.claim is None
+    assert len(caplog.records) == 1 and "No space left" in caplog.text
+    disk.is_full = False
+    home.flush()
+    assert disk.state.claim == StoredClaim(term=7, peer_id="p" * 52, is_solo=False)
+    disk.is_full = True
+    home.set_door(60.0)
+    assert len(caplog.records) == 2, "it is full again"
