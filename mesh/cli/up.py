@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Any
 
 import click
@@ -53,7 +54,7 @@ def _up(**flags: Any) -> int:
                 logger.warning("%s", warning)
             from mesh.node import run  # the whole peer: a flag mistyped is told without waiting for it
 
-            return asyncio.run(run(loaded.config, announce=click.echo))
+            return asyncio.run(run(loaded.config, announce=announce))
         except BaseExceptionGroup as group:  # task groups wrap what they end with
             reasons, others = group.split(StartError)
             if reasons is None or others is not None:
@@ -61,6 +62,16 @@ def _up(**flags: Any) -> int:
             raise _first(reasons) from None
         finally:
             logs.close()
+
+
+def announce(text: str) -> None:
+    """Prints what a person should read. The peer says it in the midst of its work, so it never raises: letters that
+    the terminal does not have are left out, and where nobody reads any more the log has it."""
+    try:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        click.echo(text.encode(encoding, "replace").decode(encoding))
+    except (OSError, ValueError) as error:  # a broken pipe, a closed terminal
+        logger.debug("not printed", extra={"text": text[:200], "reason": str(error)})
 
 
 def _first(group: BaseExceptionGroup[StartError]) -> StartError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from mesh import control
 from mesh.cli.entry import program
+from mesh.cli.up import announce
 from mesh.config import Config
 from mesh.errors import PortBusy
 
@@ -75,3 +79,21 @@ def test_a_start_that_fails_says_why_even_from_inside_a_task_group(up: Callable[
 def test_warnings_of_the_settings_are_in_the_log(up: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROUTER_PORT", "0")
     assert "ROUTER_PORT is an old name: use LLM_ROUTER_PORT" in up(lambda config, announce: 0).stderr
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_ends_no_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows writes a log file of a service in cp1252, and machines are called what people like."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    announce("b\u00fcro \U0001f600 is back")
+    assert written.getvalue().decode("cp1252").strip() == "b\u00fcro ? is back"
+
+
+def test_a_reader_that_is_gone_ends_no_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`llm-router | head -3`, or a terminal that was closed while the peer goes on behind it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with io.FileIO(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, write_through=True))
+        announce("tower is back")
+    announce("tower is back")  # and one that is closed
