@@ -95,6 +95,7 @@ class Core:
             outbox=outbox, bulk=self._bulk, now=now,
         )  # fmt: skip
         self._membership.second_opinion = self._prober.doubt
+        self._membership.arrived = self._prober.arrived
         self._facts.outran = self._membership.outrun
         self._election = Election(
             me=me, run=run, eligibility=about.eligibility, rng=rng, now=now, claim=claim, config=config
@@ -363,7 +364,7 @@ class Core:
             self._tell_election(now)
         if self._election.claim is not self._claim:
             self._claim_is(self._election.claim)
-        self._membership.dial_wanted()
+        self._membership.welcome()
         return self._outbox.emptied()
 
     def _tell_election(self, now: float) -> None:

@@ -49,11 +49,13 @@ class Membership:
         self._config, self._rng, self._health = config, rng, health
         self._timers, self._outbox, self._broadcasts = timers, outbox, broadcasts
         self._mine.run, self._mine.about = run, about
-        self._wanted: dict[Member, None] = {}
+        self._arrived: dict[Member, None] = {}
         members.believe(self._mine, ALIVE, now)
         broadcasts.rumour(self._mine.rumour())
         # Asks the prober for an opinion of our own on a member that another suspects.
         self.second_opinion: Callable[[Member, float], None] = lambda member, now: None
+        # Tells it of one more to probe.
+        self.arrived: Callable[[Member], None] = lambda member: None
 
     # --- what others say --------------------------------------------------------------------------
 
@@ -122,16 +124,18 @@ class Membership:
         if before != after or about != member.about:
             self._outbox.tell(MemberChanged(peer=member.peer, before=before, after=after))
         if member.rank == ALIVE and not was_live:
-            self._wanted[member] = None
+            self._arrived[member] = None
 
-    def dial_wanted(self) -> None:
-        """At the end of an input: only then is it known how many there are, so who is near."""
-        for member in self._wanted:
+    def welcome(self) -> None:
+        """Those who came (back) to life, at the end of an input: only then is it known how many, so who is near."""
+        for member in self._arrived:
+            if not member.is_live or not self._members.is_near(member):
+                continue
+            self.arrived(member)
             # One side dials at once, so that not both shake hands; the other dials when it has something to say.
-            is_my_turn = self._mine.peer < member.peer
-            if is_my_turn and member.is_live and not member.is_connected and self._members.is_near(member):
+            if not member.is_connected and self._mine.peer < member.peer:
                 self._outbox.tell(Dial(peer=member.peer))
-        self._wanted = {}
+        self._arrived = {}
 
     # --- suspicion --------------------------------------------------------------------------------
 

@@ -68,6 +68,11 @@ class Prober:
             self._rng.shuffle(self._order)
         return None
 
+    def arrived(self, member: Member) -> None:
+        """One more, somewhere in the round that runs: else nobody might ask for it until the next."""
+        if member not in self._order:
+            self._order.insert(self._rng.randint(0, len(self._order)), member)
+
     def probe(self, member: Member, now: float) -> None:
         """A round for this member, unless one is under way, or very many are."""
         if member not in self._probing and len(self._rounds) < ROUNDS_MAX:

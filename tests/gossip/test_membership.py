@@ -286,6 +286,30 @@ def test_a_silent_member_is_asked_for_through_others_and_then_suspected() -> Non
     assert core.health > 0
 
 
+def test_a_new_member_is_probed_in_the_round_that_runs() -> None:
+    """Seed 18 of 50 peers: the last to start lost its power, and for 12 s nobody looked."""
+    late = 0
+    for seed in range(20):
+        others = [f"{at:02}" + "x" * 50 for at in range(20)]
+        core = Core(me=ME, run=RUN, about=About(), config=LAN, rng=random.Random(seed), now=0.0)
+        core.members_are(dict.fromkeys((ME, A, *others), "active"), 0.0)
+        tell(core, others[0], *(rumour(peer, ALIVE) for peer in others), now=0.0)
+        now, effects = 0.0, list[Effect]()
+        while not sent(effects, Ping):
+            now = core.wake_at
+            effects = core.tick(now)
+        tell(core, A, rumour(A, ALIVE), now=now)
+        asked = list[str]()
+        while len(asked) < 15:
+            now = core.wake_at
+            for effect in core.tick(now):
+                if isinstance(effect, Transmit) and isinstance(ping := CODEC.decode(effect.data), Ping):
+                    asked.append(effect.to)
+                    core.receive(effect.to, CODEC.encode(Ack(seq=ping.seq)), now)
+        late += A not in asked
+    assert 0 < late < 15
+
+
 def test_an_ack_in_time_keeps_the_member_alive() -> None:
     core = with_alive(A)
     effects = until(core, 0.0, 1.0)

@@ -110,6 +110,20 @@ def test_a_machine_without_power_is_suspected_and_dead_in_time(peers: int, seeds
         assert not world.watch.false_deaths
 
 
+def test_seed_18_the_last_to_start_loses_its_power() -> None:
+    """Nobody asked for it for 12 s: it was not in the rounds of probes that ran when it came."""
+    world = World(50, seed=18, config=LAN)
+    late = world.hosts[-1]
+    for host in world.hosts[:-1]:
+        world.start(host)
+    world.run(5.0)
+    world.start(late)
+    world.run(7.0)
+    world.power_off(late)
+    world.run(7.0 + SUSPECTED_S)
+    assert len({host for _, host, other in world.watch.suspicions if other is late}) == 49
+
+
 def test_an_hour_at_five_percent_loss_kills_nobody() -> None:
     world = settled(5, 11, LAN, loss=0.05)
     world.run(world.now + 3600)
