@@ -54,7 +54,8 @@ from gossip.roster import Roster
 log = logging.getLogger(__name__)
 
 SLEPT_S = 5.0
-"""A gap of the loop this long: the machine slept. Every channel is suspect, and everybody is asked again."""
+"""A gap this long, whether the loop's clock counts it or not: the machine slept. Every channel is suspect, and
+everybody is asked again."""
 LATE_S = 0.25
 TICK_S_MAX = 1.0
 PENDING_S = 1.0
@@ -103,9 +104,12 @@ class Agent:
         rng: random.Random,
         events: Events | None = None,
         versions: tuple[int, int] = (PROTO_MIN, PROTO_MAX),
+        asleep_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`run`: ms since the epoch at the start of this process. `versions` of the wire that it speaks."""
+        """`run`: ms since the epoch at the start of this process. `versions` of the wire that it speaks. `asleep_s`:
+        how long the machine has slept in all, as far as the loop's clock stood still meanwhile."""
         self._versions = versions
+        self._asleep_s = asleep_s
         self.me = me
         self.run_id = run
         self._home = home
@@ -305,7 +309,7 @@ class Agent:
         return {peer: member.state for peer, member in self._home.roster.members.items()}
 
     async def _drive(self) -> None:
-        before = self._now()
+        before, slept = self._now(), self._asleep_s()
         while True:
             wait = min(TICK_S_MAX, max(0.0, self._core.wake_at - self._now()))
             self._wake.clear()
@@ -315,8 +319,10 @@ class Agent:
             except TimeoutError:
                 pass
             now = self._now()
-            if now - before > SLEPT_S:
-                self._woke_up(now - before)
+            slept_before, slept = slept, self._asleep_s()
+            gap_s = now - before + slept - slept_before
+            if gap_s > SLEPT_S:
+                self._woke_up(gap_s)
             if now - self._core.wake_at > LATE_S:
                 for _ in range(3):  # what has arrived meanwhile is heard before anybody is judged
                     await asyncio.sleep(0)

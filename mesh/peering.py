@@ -47,6 +47,7 @@ from mesh.hosts import MESH_NAME, has_ipv6_loopback, only_address
 from mesh.neighbours import Neighbours
 from mesh.overview import MeshOverview
 from mesh.report import Report
+from mesh.sleep import asleep_s
 from mesh.version import our_version
 from web.services import MeshFacet
 
@@ -145,6 +146,7 @@ class Peering:
             about=About(version=our_version(), eligibility=ELIGIBILITY[self._config.coordinator]),
             config=gossip,
             rng=random.Random(self._rng.getrandbits(64)),
+            asleep_s=asleep_s,
             events=Events(
                 avoid=self._neighbours.avoid,
                 regained=self._neighbours.regained,

@@ -51,6 +51,8 @@ class Node:
     port: Port
     task: asyncio.Task[None] | None = None
     clones: int = 0
+    asleep_s: float = 0.0
+    wakings: int = 0
     name: str = ""
     versions: tuple[int, int] = (PROTO_MIN, PROTO_MAX)
     strange: list[tuple[str, str]] = field(default_factory=list)
@@ -68,6 +70,9 @@ class Node:
         def cloned(address: str) -> None:
             self.clones += 1
 
+        def slept() -> None:
+            self.wakings += 1
+
         self.agent = Agent(
             me=self.me,
             run=1_700_000_000_000 + int(loop.time() * 1000),
@@ -77,7 +82,12 @@ class Node:
             config=LAN,
             rng=random.Random(self.rng.getrandbits(64)),
             versions=self.versions,
-            events=Events(cloned=cloned, wrong_version=lambda peer, hello: self.strange.append((peer, hello.version))),
+            asleep_s=lambda: self.asleep_s,
+            events=Events(
+                cloned=cloned,
+                slept=slept,
+                wrong_version=lambda peer, hello: self.strange.append((peer, hello.version)),
+            ),
         )
         self.task = asyncio.create_task(self.agent.run())
 
@@ -299,6 +309,20 @@ def test_who_cannot_be_spoken_with_is_not_dialled_over_and_over() -> None:
         assert all(2 <= len(node.strange) < 120 for node in nodes)
 
     run(scenario, 2, seed=12)
+
+
+def test_a_laptop_whose_clock_stood_still_while_it_slept_knows_that_it_did() -> None:
+    """The monotonic clock of Linux and macOS leaves sleep out."""
+
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        await until(lambda: all_alive(nodes), "converged", 20.0)
+        assert [node.wakings for node in nodes] == [0, 0]
+        nodes[0].asleep_s += 3600.0
+        await asyncio.sleep(10.0)
+        assert [node.wakings for node in nodes] == [1, 0]
+
+    run(scenario, 2, seed=13)
 
 
 def test_a_member_that_only_claims_there_is_a_clone_stops_nobody() -> None:
