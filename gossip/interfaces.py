@@ -12,12 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import psutil
+
+log = logging.getLogger(__name__)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -228,7 +231,11 @@ async def watch(
     """Looks every `poll_s` seconds, for ever, and tells each choice that differs from the one before."""
     while True:
         await asyncio.sleep(poll_s)
-        now = await asyncio.to_thread(read, node_ip)
+        try:
+            now = await asyncio.to_thread(read, node_ip)
+        except OSError as error:  # no descriptors left at this moment, or an interface that goes while it is looked at
+            log.debug("the addresses of this machine were not read", extra={"reason": str(error)})
+            continue
         if now != before:
             before = now
             await on_change(now)

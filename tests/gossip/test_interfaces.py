@@ -208,6 +208,26 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         split(address)
 
 
+async def test_a_look_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine runs out of descriptors; whoever watches must not end for it."""
+    first, second = chosen([ETH]), chosen([ETH, up("wlan0", "10.0.0.5/24")])
+    looks = 0
+    told: asyncio.Queue[Choice] = asyncio.Queue()
+
+    def look(node_ip: str) -> Choice:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise OSError("Too many open files")
+        return second
+
+    monkeypatch.setattr("gossip.interfaces.read", look)
+    task = asyncio.create_task(watch(told.put, before=first, poll_s=0.001))
+    assert await asyncio.wait_for(told.get(), 10) == second
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_only_changes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = chosen([ETH]), chosen([ETH, up("wlan0", "10.0.0.5/24")])
     seen = [first, first, second, second, first]
