@@ -284,6 +284,8 @@ class JoinServer:
         if not verify(asked.certificate, signed, reveal.signature):
             raise NotThatMesh("the joiner's signature does not fit this connection: somebody may stand in between")
         match asked.mode:
+            case "ask" if asked.peer_id in self._roster().members:
+                log.info("A member that had left is back", extra={"machine": asked.name, "peer": short(asked.peer_id)})
             case "ask":
                 waiting = self._admission.wait(asked, self._now())
                 log.info(

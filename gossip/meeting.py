@@ -214,8 +214,11 @@ class Meeting:
         """This peer's own name is announced from elsewhere: who is there?"""
         now = self._loop.time()
         for address in addresses[:ADDRESSES_OF_ONE_MAX]:
-            if now >= self._clones_checked.get(address, 0.0) and len(self._clones_checked) < HINTS_MAX:
+            if now >= self._clones_checked.get(address, 0.0):
+                self._clones_checked.pop(address, None)  # it goes in again as the newest
                 self._clones_checked[address] = now + CLONE_CHECK_S
+                if len(self._clones_checked) > HINTS_MAX:  # anybody can announce our name: the newest are looked at
+                    del self._clones_checked[next(iter(self._clones_checked))]
                 self._spawn(self._agent.look_for_clone(address))
 
     # -- people

@@ -175,3 +175,32 @@ async def test_an_invitation_to_one_mesh_lets_nobody_into_the_next() -> None:
         meeting._server._admission.redeem(Token.parse(line).secret, NOW_S)
     meeting.invite(1, 3600.0)
     assert len(mine.tokens) == 1
+
+
+async def test_who_left_and_comes_back_need_not_be_approved_again() -> None:
+    """It is a member still, so no member is shown its digits: it would wait in vain for ten minutes."""
+    meeting, _, mine = stranger()
+    async with mesh_of_two(Admission()) as (address, found):
+        assert await meeting.offered(address)
+        await meeting.leave()
+        assert mine.roster.mesh_id != found.roster.mesh_id
+        found.set_door(0.0)
+        assert (await meeting.join(address))["state"] == "joined"
+        assert mine.roster.mesh_id == found.roster.mesh_id
+
+
+async def test_many_false_names_hide_no_clone() -> None:
+    """Anybody can announce this peer's name from anywhere."""
+    meeting, agent, _ = stranger()
+    looked: list[str] = []
+
+    async def look(address: str) -> None:
+        looked.append(address)
+
+    agent.look_for_clone = look  # type: ignore[method-assign]
+    for number in range(200):
+        meeting.suspect_clone((f"192.168.1.1:{1000 + number}",))
+    meeting.suspect_clone(("192.168.1.9:8081",))
+    meeting.suspect_clone(("192.168.1.9:8081",))
+    await asyncio.sleep(0)
+    assert looked.count("192.168.1.9:8081") == 1
