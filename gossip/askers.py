@@ -112,14 +112,15 @@ class Askers:
         if key != JOINS:
             return
         mine = {asked.id for asked in self._server.waiting()}
-        for request in self._joins_of(peer).denied:
-            if request in mine:
-                self._server.deny(request)
+        for request in mine.intersection(self._joins_of(peer).denied):
+            self._server.deny(request)
         for asker in self._joins_of(peer).askers:
             self._say_asked(asker)
 
     def roster_changed(self, roster: Roster) -> None:
-        """Somebody was let in by another member: whoever asked here hears it."""
+        """Somebody was let in by another member: whoever asked here hears it, as long as this peer may say so."""
+        if not roster.is_signer(self._identity.peer_id):
+            return
         for asked in self._server.waiting():
             if asked.peer_id in roster.members:
                 self._server.approve(asked.id)

@@ -12,13 +12,15 @@ from aiohttp import web
 
 from gossip.admission import Admission, Asked, Token
 from gossip.agent import Agent
+from gossip.askers import JOINS, Joins
+from gossip.codec import pack
 from gossip.config import TEST
 from gossip.errors import JoinBusy, TokenRefused
 from gossip.home import Home, word_out
 from gossip.identity import Identity
 from gossip.joining import JoinServer
 from gossip.meeting import Meeting, Said
-from gossip.member import About
+from gossip.member import About, Fact
 from gossip.storage import MeshState
 from gossip.tls import Tls
 from tests.fixtures.virtual_channels import Port, Wires
@@ -204,3 +206,41 @@ async def test_many_false_names_hide_no_clone() -> None:
     meeting.suspect_clone(("192.168.1.9:8081",))
     await asyncio.sleep(0)
     assert looked.count("192.168.1.9:8081") == 1
+
+
+def asks(meeting: Meeting, newcomer: Identity) -> Asked:
+    """It waits at this peer for what people say."""
+    asked = Asked(
+        id="a" * 32,
+        mode="ask",
+        peer_id=newcomer.peer_id,
+        certificate=newcomer.certificate_der,
+        name="loft",
+        source="192.168.1.9",
+        commitment=b"",
+        nonce=b"",
+        expires_at=asyncio.get_running_loop().time() + 600.0,
+    )
+    return meeting._server._admission.wait(asked, asyncio.get_running_loop().time())
+
+
+async def test_a_member_that_says_no_twice_is_heard_once() -> None:
+    """What a member tells is taken in the midst of gossip: an error there would end this peer."""
+    meeting, agent, mine = stranger()
+    other = Identity.generate()
+    mine.set_roster(mine.roster.admit(meeting._identity, other.certificate_der, "tower", "token", "active", NOW_S))
+    asked = asks(meeting, Identity.generate())
+    told = Fact(version=1, value=pack(Joins(denied=(asked.id, asked.id))), received_at=0.0, set_at=0.0)
+    agent.fact = lambda peer, key: told  # type: ignore[method-assign]
+    meeting.askers.fact_changed(other.peer_id, JOINS)
+    assert not meeting._server.waiting()
+
+
+async def test_who_is_thrown_out_while_somebody_asks_it_lets_nobody_in_and_goes_on() -> None:
+    meeting, _, mine = stranger()
+    tower, newcomer = Identity.generate(), Identity.generate()
+    roster = mine.roster.admit(meeting._identity, tower.certificate_der, "tower", "token", "active", NOW_S)
+    asks(meeting, newcomer)
+    roster = roster.admit(tower, newcomer.certificate_der, "loft", "ask", "active", NOW_S)
+    meeting.askers.roster_changed(roster.revoke(tower, meeting._identity.peer_id, NOW_S))
+    assert len(meeting._server.waiting()) == 1
