@@ -402,6 +402,8 @@ class Agent:
     async def _dialled(self, channel: Channel) -> None:
         try:
             await self._channels.serve(channel)
+        except Exception:  # border: a message that met a bug costs its channel, as where the other side had dialled
+            log.exception("a channel failed and is opened anew", extra={"peer": short(channel.peer)})
         finally:
             await channel.close()
 

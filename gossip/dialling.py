@@ -24,6 +24,8 @@ DIAL_S = 4.0
 STAGGER_S = 0.25
 BACKOFF_S_MIN = 0.2
 BACKOFF_S_MAX = 15.0
+BRIEF_S = 1.0
+"""A channel that ended sooner is opened again after a pause: what ended it may do so each time."""
 LARGER_WAITS_S = 0.3
 """Of two that start at once the larger id waits: one channel is enough."""
 ADDRESSES_MAX = 8
@@ -146,10 +148,13 @@ class Dialler:
                     continue
                 if self._me > peer:
                     await asyncio.sleep(LARGER_WAITS_S * self._rng.random())
-            if await self._dial(peer, target):
+            began = asyncio.get_running_loop().time()
+            is_taken = await self._dial(peer, target)
+            if is_taken and (target.is_linked or asyncio.get_running_loop().time() - began >= BRIEF_S):
                 backoff = BACKOFF_S_MIN
                 continue
-            self._refused(peer)
+            if not is_taken:
+                self._refused(peer)
             wait = self._config.retry_interval_s if target.is_dead else backoff
             backoff = min(BACKOFF_S_MAX, backoff * 2)
             target.wanted.clear()

@@ -8,9 +8,11 @@ import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from gossip.agent import Agent, Events
 from gossip.config import LAN
+from gossip.core import Core
 from gossip.election import Claim
 from gossip.frames import PROTO_MAX, PROTO_MIN, Cloned, framed
 from gossip.home import Home
@@ -323,6 +325,44 @@ def test_a_laptop_whose_clock_stood_still_while_it_slept_knows_that_it_did() -> 
         assert [node.wakings for node in nodes] == [1, 0]
 
     run(scenario, 2, seed=13)
+
+
+def test_a_message_that_meets_a_bug_costs_its_channel_and_not_the_peer() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        await until(lambda: all_alive(nodes), "converged", 20.0)
+        for node in nodes:
+            core, bugs = node.agent._core, iter([1])
+
+            def receive(sender: str, data: bytes, now: float, core: Core = core, bugs: Iterator[int] = bugs) -> Any:
+                if next(bugs, 0):
+                    raise ZeroDivisionError("a bug")
+                return Core.receive(core, sender, data, now)
+
+            core.receive = receive  # type: ignore[method-assign]
+        await asyncio.sleep(30.0)
+        assert all(node.task is not None and not node.task.done() for node in nodes)
+        assert all_alive(nodes)
+
+    run(scenario, 2, seed=14)
+
+
+def test_a_channel_that_ends_each_time_it_is_opened_is_not_opened_over_and_over() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        opened = 0
+        for node in nodes:
+
+            def receive(sender: str, data: bytes, now: float) -> Any:
+                nonlocal opened
+                opened += 1
+                raise ZeroDivisionError("a bug")
+
+            node.agent._core.receive = receive  # type: ignore[method-assign]
+        await asyncio.sleep(60.0)
+        assert 2 <= opened < 3000  # 24,000 without a pause
+
+    run(scenario, 2, seed=15)
 
 
 def test_a_member_that_only_claims_there_is_a_clone_stops_nobody() -> None:
