@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 FILE_BYTES_MAX = 4096
 FILES_MAX = 64
+PID_MAX = 2**31
+"""What operating systems count to; a larger number cannot be asked for."""
 _PEER_ID = re.compile(r"[a-z2-7]{52}")
 
 
@@ -115,10 +117,10 @@ def _read(path: Path) -> Housemate | None:
             return None
         table = json.loads(path.read_text(encoding="ascii"))
         peer, port, pid, secret = table["peer_id"], table["port"], table["pid"], table["secret"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if not (isinstance(peer, str) and _PEER_ID.fullmatch(peer) and isinstance(secret, str)):
         return None
-    if type(port) is not int or not 0 < port < 65536 or type(pid) is not int or pid <= 0:
+    if type(port) is not int or not 0 < port < 65536 or type(pid) is not int or not 0 < pid < PID_MAX:
         return None
     return Housemate(peer=peer, port=port, pid=pid, secret=secret)

@@ -73,6 +73,8 @@ def test_withdrawing_leaves_the_file_of_a_later_process_alone(tmp_path: Path, ot
         json.dumps({"peer_id": OTHER, "port": 70000, "pid": 1, "secret": "s"}),
         json.dumps({"peer_id": OTHER, "port": True, "pid": 1, "secret": "s"}),
         json.dumps({"peer_id": OTHER, "port": 1, "pid": -1, "secret": "s"}),
+        json.dumps({"peer_id": OTHER, "port": 1, "pid": 2**40, "secret": "s"}),
+        "[" * 4000,
         json.dumps({"peer_id": OTHER, "port": 1, "pid": 1, "secret": "s"}) + " " * 5000,
     ],
 )
