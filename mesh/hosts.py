@@ -10,7 +10,10 @@ from contextlib import closing
 import psutil
 
 MESH_NAME = "llm-router.local"
-"""The name that outlives machines: the coordinator will publish it by mDNS."""
+"""The name that outlives machines: the coordinator publishes it by mDNS."""
+
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - peers prove who they are
+"""All addresses of this machine, in each family."""
 
 Address = tuple[str, int]
 
@@ -63,9 +66,25 @@ def lan_name(host: str) -> str:
 
 
 def only_address(*, ip: str | None, bind: str) -> str:
-    """The one address to tell other peers: what a person set, or the only one that is bound; "": all there are."""
+    """The one address to tell other peers: what a person set, or the only one that is bound; "": all there are.
+
+    A name is looked up, which may take a moment: others are told addresses, and there a name may mean another machine.
+    """
     local = "127.0.0.1" if bind.lower() == "localhost" else bind
-    return ip or ("" if local in ("0.0.0.0", "::") else local)  # noqa: S104 - compared, not bound
+    if ip or local in EVERYWHERE:
+        return ip or ""
+    try:
+        return str(ipaddress.ip_address(local))
+    except ValueError:
+        try:
+            return socket.gethostbyname(local)
+        except OSError:  # it cannot be bound either, which is said when it is tried
+            return ""
+
+
+def peer_hosts(bind: str) -> list[str]:
+    """What the peer port binds: "everywhere" is both families, whichever of them says so."""
+    return list(EVERYWHERE) if bind in EVERYWHERE and has_ipv6_loopback() else [bind]
 
 
 def is_loopback(host: str) -> bool:

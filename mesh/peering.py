@@ -43,7 +43,7 @@ from mesh.config import Config
 from mesh.errors import PortBusy, StartError
 from mesh.facts import DOOR
 from mesh.governing import Governing
-from mesh.hosts import MESH_NAME, has_ipv6_loopback, only_address
+from mesh.hosts import MESH_NAME, only_address, peer_hosts
 from mesh.neighbours import Neighbours
 from mesh.overview import MeshOverview
 from mesh.report import Report
@@ -240,6 +240,7 @@ class Peering:
             await self._discover(client_port)
             if self._seeds is not None:
                 tasks.append(asyncio.create_task(self._seeds.run(self._offered), name="seeds"))
+                tasks[-1].add_done_callback(self._task_ended)
             if config.join is not None:
                 self.meeting.join_soon(config.join.reveal())
             yield
@@ -252,15 +253,12 @@ class Peering:
 
     async def _listen(self, client_port: int) -> None:
         config = self._config
-        bind = config.bind_address
-        everywhere = bind == "0.0.0.0"  # noqa: S104 - compared
-        hosts = ["0.0.0.0", "::"] if everywhere and has_ipv6_loopback() else [bind]  # noqa: S104 - peers prove who they are
         if config.mesh_port:
             ports: Sequence[int] = [config.mesh_port]
         else:
             ports = range(client_port + 1, min(65536, client_port + 1 + PORTS_TRIED)) if config.port else [0]
         try:
-            await self.port.start(hosts, ports)
+            await self.port.start(peer_hosts(config.bind_address), ports)
         except OSError as error:
             raise PortBusy(
                 f"the peer port cannot be opened: {error.strerror or error}",

@@ -6,7 +6,16 @@ import socket
 
 import pytest
 
-from mesh.hosts import MESH_NAME, allowed_hosts, bound, has_ipv6_loopback, is_loopback, only_address, own_addresses
+from mesh.hosts import (
+    MESH_NAME,
+    allowed_hosts,
+    bound,
+    has_ipv6_loopback,
+    is_loopback,
+    only_address,
+    own_addresses,
+    peer_hosts,
+)
 
 
 def test_a_peer_that_is_not_open_listens_on_loopback_whatever_its_host_says() -> None:
@@ -70,3 +79,26 @@ def test_others_are_told_no_address_that_the_peer_port_is_not_bound_to() -> None
 
 def test_a_set_address_is_told_whatever_is_bound() -> None:
     assert only_address(ip="10.0.0.7", bind="0.0.0.0") == only_address(ip="10.0.0.7", bind="172.17.0.2") == "10.0.0.7"
+
+
+def test_a_name_to_bind_is_told_to_others_as_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of mDNS hold addresses: a name in them ended the start."""
+    monkeypatch.setattr(socket, "gethostbyname", {"tower.lan": "192.168.1.9"}.__getitem__)
+    assert only_address(ip=None, bind="tower.lan") == "192.168.1.9"
+    assert only_address(ip="10.0.0.1", bind="nowhere.lan") == "10.0.0.1"
+
+
+def test_a_name_without_an_address_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise socket.gaierror("unknown")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    assert only_address(ip=None, bind="nowhere.lan") == ""
+
+
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
+@pytest.mark.parametrize("everywhere", ["0.0.0.0", "::"])
+def test_others_who_are_told_all_addresses_reach_them_all(everywhere: str) -> None:
+    assert only_address(ip=None, bind=everywhere) == ""
+    assert peer_hosts(everywhere) == ["0.0.0.0", "::"]
+    assert peer_hosts("192.168.1.9") == ["192.168.1.9"]
