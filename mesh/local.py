@@ -93,6 +93,7 @@ class LocalHolder:
         """
         with self._job(request.id, request.model, request.kind, forwarder, on_state) as job:
             model = self._model(request.model, forwarder, embeds=False)
+            last: Chunk | None = None
             async with self._engine(model, job, forwarder) as (engine, turn):
                 _assert_able(model, embeds=False, able=engine.info.can_chat)
 
@@ -110,9 +111,11 @@ class LocalHolder:
                         job.take(chunk)
                         if chunk.finish_reason is not None:
                             self._rates_of(model).generated(job, len(request.produced.tokens))
+                            last = chunk
+                            break
                         yield chunk
-                        if chunk.finish_reason is not None:
-                            return
+            if last is not None:  # after the lease, whose success it is: who has read this reads no further
+                yield last
 
     async def embed(
         self, request: EmbeddingRequest, forwarder: Forwarder, on_state: Callable[[State], None] = lambda state: None

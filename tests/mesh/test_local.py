@@ -45,6 +45,20 @@ async def test_worker_that_dies_is_one_attempt() -> None:
         assert tokens == expected_tokens(request("a").prompt, 7, 10) and len(attic.engines) == 1
 
 
+async def test_an_answer_that_was_read_to_its_last_chunk_is_a_success_of_its_model() -> None:
+    """Who has the last chunk reads no further; a crash before counts no more then, as pool and quarantine say."""
+    async with Mesh() as mesh:
+        attic = await mesh.holder("attic", "--tokens 3 --rate 100")
+        succeeded: list[str] = []
+        attic.pool._quarantine.succeeded = succeeded.append  # type: ignore[method-assign,assignment]
+        chunks = attic.local.generate(request("a"), OWN)
+        async with asyncio.timeout(WAIT_S):
+            while (await anext(chunks)).finish_reason is None:
+                pass
+        await chunks.aclose()
+        assert succeeded == ["chat"]
+
+
 async def test_standing_is_what_was_measured_here() -> None:
     async with Mesh() as mesh:
         local = (await mesh.holder("attic", "--rate 100 --prefill 0.2 --tokens 21", slots=3)).local
