@@ -26,6 +26,7 @@ class Broadcasts:
         self._config = config
         self._levels: list[dict[Key, _Item]] = [{}]
         self._level_of: dict[Key, int] = {}
+        self._limit = config.retransmit_mult
         # the keys of the rumours about a member
         self._about: dict[str, list[Key]] = {}
 
@@ -53,6 +54,13 @@ class Broadcasts:
         for key in self._about.pop(ref, ()):
             self._remove(key)
 
+    def heard_rumour(self, ref: str) -> None:
+        """Another told what I still tell: it goes around without me, as when a thousand start at once."""
+        self._count(("rumour", ref))
+
+    def heard_news(self, row: NewsRow) -> None:
+        self._count(("news", *row[:2]))
+
     def forget(self, ref: str) -> None:
         """Nobody is called that any more."""
         self.drop(ref)
@@ -70,12 +78,9 @@ class Broadcasts:
             return (), (), 0
         chosen = self._chosen(room)
         if is_counted:
-            limit = self._config.retransmit_mult * math.ceil(math.log10(members + 1))
-            for key, item in reversed(chosen):
-                level = self._level_of[key] + 1
-                self._remove(key)
-                if level < limit:
-                    self._put(key, item, level)
+            self._limit = self._config.retransmit_mult * math.ceil(math.log10(members + 1))
+            for key, _ in reversed(chosen):
+                self._count(key)
         contents = [item.content for _, item in chosen]
         return (
             tuple([each for each in contents if isinstance(each, Rumour)]),
@@ -99,6 +104,14 @@ class Broadcasts:
         if len(self._level_of) >= QUEUE_MAX:
             self._remove(next(iter(next(level for level in reversed(self._levels) if level))))
         self._put(key, _Item(content, size), 0)
+
+    def _count(self, key: Key) -> None:
+        level = self._level_of.get(key)
+        if level is not None:
+            item = self._levels[level][key]
+            self._remove(key)
+            if level + 1 < self._limit:
+                self._put(key, item, level + 1)
 
     def _put(self, key: Key, item: _Item, level: int) -> None:
         while len(self._levels) <= level:

@@ -202,6 +202,8 @@ class Facts:
                 continue
             held = member.facts.get(key)
             if held is not None and version <= held.version:
+                if version == held.version:
+                    self._broadcasts.heard_news((member.ref, key, version))
                 continue
             if member is self._members.mine:
                 self._heard_mine(key, version, held, now)

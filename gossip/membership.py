@@ -70,6 +70,8 @@ class Membership:
         if rumour.about is not None and member.about is NOBODY and told >= known:
             member.about = rumour.about
             self._members.hash(member)
+        if (*told, rumour.rank) == (*known, member.rank) and rumour.rank != SUSPECT and not in_sync:
+            self._broadcasts.heard_rumour(member.ref)
         if rumour.rank == ALIVE:
             if told <= known and member.rank != UNKNOWN:
                 return False

@@ -310,6 +310,21 @@ def test_a_new_member_is_probed_in_the_round_that_runs() -> None:
     assert 0 < late < 15
 
 
+def test_the_member_not_heard_of_for_longest_is_probed_within_two_rounds() -> None:
+    others = [f"{at:02}" + "x" * 50 for at in range(30)]
+    core = with_alive(*others)
+    quiet, now, asked = others[7], 0.0, list[str]()
+    while now < 2.1:
+        now = core.wake_at
+        for effect in core.tick(now):
+            if isinstance(effect, Transmit) and isinstance(CODEC.decode(effect.data), Ping):
+                asked.append(effect.to)
+        for peer in others:
+            if peer != quiet:
+                tell(core, peer, now=now)
+    assert quiet in asked
+
+
 def test_an_ack_in_time_keeps_the_member_alive() -> None:
     core = with_alive(A)
     effects = until(core, 0.0, 1.0)
