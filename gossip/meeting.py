@@ -204,9 +204,9 @@ class Meeting:
         return welcome.summary.mesh_id == self._home.roster.mesh_id
 
     def housemate(self, mate: Housemate) -> None:
-        """Another peer of this user on this machine."""
+        """Another peer of this user on this machine. Not asked by who would stay where it is, whatever it said."""
         now = self._loop.time()
-        if now >= self._next.get(mate.address, 0.0):
+        if now >= self._next.get(mate.address, 0.0) and self._to_housemates().is_young:
             self._next[mate.address] = now + AGAIN_S
             self._spawn(self._meet_housemate(mate))
 
@@ -305,17 +305,19 @@ class Meeting:
         try:
             welcome = await joiner.hello(mate.address, self._joiner())
             theirs = replace(welcome.summary, door_open=True)
-            mine = self._home.summary()
-            if mine.members == 1 and not self._home.word.is_mature:
-                mine = replace(mine, is_young=True)
-            if plan(mine, theirs) != "door":
+            if plan(self._to_housemates(), theirs) != "door":
                 return
             async with self._moving:
-                await self._move(
-                    await joiner.join_on_this_machine(mate.address, mate.peer, mate.secret, self._joiner())
-                )
+                if plan(self._to_housemates(), theirs) == "door":  # it may have moved while it waited
+                    joined = await joiner.join_on_this_machine(mate.address, mate.peer, mate.secret, self._joiner())
+                    await self._move(joined)
         except GossipError as error:
             log.debug("a housemate was not joined", extra={"peer": short(mate.peer), "reason": str(error)[:200]})
+
+    def _to_housemates(self) -> MeshSummary:
+        """One machine alone is as good as young to its own user, however long ago it shut its door."""
+        mine = self._home.summary()
+        return replace(mine, is_young=True) if mine.members == 1 and not self._home.word.is_mature else mine
 
     async def _knock(self, address: str, name: str, *, is_wanted: bool) -> dict[str, Any]:
         """By the door, or asks; answers as soon as people of the other mesh are asked."""

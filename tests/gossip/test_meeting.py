@@ -15,12 +15,14 @@ from gossip.agent import Agent
 from gossip.askers import JOINS, Joins
 from gossip.codec import pack
 from gossip.config import TEST
-from gossip.errors import JoinBusy, TokenRefused
+from gossip.errors import JoinBusy, JoinUnreachable, TokenRefused
 from gossip.home import Home, word_out
 from gossip.identity import Identity
-from gossip.joining import JoinServer
+from gossip.joiner import Joiner
+from gossip.joining import JoinServer, Welcome
 from gossip.meeting import Meeting, Said
 from gossip.member import About, Fact
+from gossip.rundir import Housemate
 from gossip.storage import MeshState
 from gossip.tls import Tls
 from tests.fixtures.virtual_channels import Port, Wires
@@ -244,3 +246,24 @@ async def test_who_is_thrown_out_while_somebody_asks_it_lets_nobody_in_and_goes_
     roster = roster.admit(tower, newcomer.certificate_der, "loft", "ask", "active", NOW_S)
     meeting.askers.roster_changed(roster.revoke(tower, meeting._identity.peer_id, NOW_S))
     assert len(meeting._server.waiting()) == 1
+
+
+async def test_a_peer_that_would_stay_where_it_is_leaves_its_housemates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They look for each other every two seconds, for ever: two handshakes each time are for who may move."""
+    asked: list[str] = []
+
+    async def hello(address: str, mine: Joiner, *, is_wanted: bool = False) -> Welcome:
+        asked.append(address)
+        raise JoinUnreachable("nobody")
+
+    monkeypatch.setattr("gossip.joiner.hello", hello)
+    meeting, _, mine = stranger()
+    other = Identity.generate().certificate_der
+    mine.set_door(0.0)
+    meeting.housemate(Housemate(peer="a" * 52, port=1, pid=1, secret="s"))
+    await asyncio.sleep(0)
+    assert asked == ["127.0.0.1:1"], "alone, it moves to its user's other peer behind a shut door too"
+    mine.set_roster(mine.roster.admit(meeting._identity, other, "tower", "token", "active", NOW_S))
+    meeting.housemate(Housemate(peer="b" * 52, port=2, pid=2, secret="s"))
+    await asyncio.sleep(0)
+    assert asked == ["127.0.0.1:1"]
