@@ -25,7 +25,6 @@ class Link:
         self.channel = channel
         self.peer = channel.peer
         self.run = run
-        self.opened_at = now
         self.heard_at = now
         self.used_at = now
         self.is_checked = False  # somebody waits for an answer on it

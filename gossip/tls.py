@@ -67,10 +67,6 @@ class Tls:
             self._pinned[peer_id] = kept
         return kept[1]
 
-    def stranger_context(self) -> ssl.SSLContext:
-        """To ask a mesh to let this peer in: shows no certificate and takes any. What is said must prove itself."""
-        return stranger_context()
-
     def _anchors(self) -> tuple[bytes, ...]:
         return tuple(sorted(member.certificate for member in self._roster.members.values())) if self._roster else ()
 
@@ -92,7 +88,10 @@ class Tls:
 
 
 def stranger_context(certificate: bytes | None = None) -> ssl.SSLContext:
-    """A client that shows no certificate, for `/join/*` only. It takes any, or exactly the one given."""
+    """To ask a mesh to let this peer in (`/join/*` only): shows no certificate, and takes any or exactly the one given.
+
+    What is said on it must prove itself.
+    """
     context = _bare(ssl.PROTOCOL_TLS_CLIENT)
     if certificate is None:
         context.verify_mode = ssl.CERT_NONE
