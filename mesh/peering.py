@@ -102,7 +102,6 @@ class Peering:
         self._refreshing: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._guests: set[str] = set()
-        self._known: set[str] = set()
         self._run_dir = RunDir(config.run_dir)
         self.identity = identity
         self.home = Home(
@@ -113,6 +112,7 @@ class Peering:
             door_s=config.door_minutes * 60.0,
             is_claimed=config.admin_password is not None,
         )
+        self._known = set(self.home.roster.members)
         self.tls = Tls(identity)
         self.tls.update(self.home.roster)
         self.port = PeerPort(self.tls, roster=lambda: self.home.roster)

@@ -1,0 +1,67 @@
+"""A peer's part in the mesh: what it does of what gossip tells."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from gossip.frames import Hello
+from gossip.identity import Identity, load_or_create
+from mesh.config import load
+from mesh.neighbours import Neighbours
+from mesh.peering import Peering
+from mesh.report import Report
+
+
+def peering(folder: Path, gone: list[str], said: list[str] | None = None) -> Peering:
+    """A peer of that data folder, as it is at its start."""
+    identity = load_or_create(folder)
+
+    def nothing(*_: object) -> None:
+        return None
+
+    report = cast(Report, None)
+    made = Peering(
+        config=load({"data_dir": str(folder), "mdns": False}).config,
+        identity=identity,
+        neighbours=Neighbours(
+            me=identity.peer_id,
+            own=report,
+            clock=asyncio.get_running_loop().time,
+            name_of=str,
+            context_of=lambda peer: made.tls.client_context(peer),
+        ),
+        report=report,
+        announce=nothing if said is None else said.append,
+        fail=nothing,
+        is_draining=lambda: False,
+        came_back=nothing,
+        gone=gone.append,
+    )
+    return made
+
+
+async def test_the_first_one_to_be_revoked_after_a_restart_is_gone_too(tmp_path: Path) -> None:
+    """What it was asked for ends at once: nothing that it still says is believed."""
+    folder, thief, gone = tmp_path / "data", Identity.generate(), list[str]()
+    before = peering(folder, gone)
+    before.agent.set_roster(
+        before.home.roster.admit(before.identity, thief.certificate_der, "thief", "token", "active", 1_000_000.0)
+    )
+    after = peering(folder, gone)
+    assert thief.peer_id in after.home.roster.members and not gone
+    after.agent.set_roster(after.home.roster.revoke(after.identity, thief.peer_id, 1_000_001.0))
+    assert gone == [thief.peer_id]
+
+
+async def test_another_version_is_said_once_and_again_when_it_is_another(tmp_path: Path) -> None:
+    said: list[str] = []
+    mine = peering(tmp_path / "data", [], said)
+    hello = Hello(proto_min=7, proto_max=9, mesh_id="m", run=1, version="9.0", digest=b"")
+    for _ in range(3):
+        mine._wrong_version("p" * 52, hello)
+    assert len(said) == 1 and "9.0" in said[0]
+    mine._wrong_version("p" * 52, replace(hello, version="9.1"))
+    assert len(said) == 2
