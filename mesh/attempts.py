@@ -126,6 +126,8 @@ class Attempts:
         if self.deadline is not None and now >= self.deadline:
             raise DeadlineExceeded(f"The answer was not complete after {self.tokens} tokens when its deadline passed.")
         able = [c for c in candidates if c.peer not in self._out and self._fits(c)]
+        if self.made_by is not None:  # who has not told which file it has is asked when nobody else can go on
+            able = [c for c in able if c.sha256] or able
         if not able or (self._is_budgeted and not self.budget.take()):
             raise self.final(self._error)
         self._is_budgeted = False
@@ -198,7 +200,9 @@ class Attempts:
             return False
         if not self.made_by.sha256:  # nobody knows whether it is the same file, but for the one who began
             return candidate.peer == self.made_by.peer
-        return candidate.sha256 == self.made_by.sha256
+        # A file is served before it is hashed, and its hash is news for a second or two: a holder that has not told it
+        # says no by itself when it is another file (mesh.local), and what comes is looked at (mesh.hop).
+        return candidate.sha256 in ("", self.made_by.sha256)
 
     def final(self, error: InferenceError | None) -> InferenceError:
         """What the caller is told of `error`, which nobody can mend."""

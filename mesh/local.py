@@ -203,7 +203,7 @@ class LocalHolder:
             raise PeerLeaving("This peer is stopping and takes no new requests.")
         model = self._resolve(name)
         _assert_able(model, embeds=embeds, able=model.header.is_embedding is embeds)
-        if None not in (model.sha256, forwarder.sha256) and model.sha256 != forwarder.sha256:
+        if forwarder.sha256 is not None and model.sha256 != forwarder.sha256:
             raise ModelUnavailable(f"The file of the model {model.id} is another one here.", code="model_changed")
         return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -166,6 +167,19 @@ def test_file_without_a_hash_is_continued_where_it_began() -> None:
     began, twin = Candidate(peer="a"), Candidate(peer="b")
     one = tries(had_slot=True, tokens=3, made_by=began)
     assert peers(one, [began, twin], WorkerDied("x")) == ["a", "a"]
+
+
+def test_holder_that_has_not_told_its_hash_yet_is_asked_to_go_on_after_those_that_have() -> None:
+    """Seen in a drill: hashed since the last news, the one file there was did not go on after its worker crashed."""
+    began, told = Candidate(peer="a", sha256="f"), Candidate(peer="c", sha256="f", load_s=99.0, is_loaded=False)
+    untold, other = Candidate(peer="b"), Candidate(peer="d", sha256="e")
+    one = tries(had_slot=True, tokens=3, made_by=began)
+    assert peers(one, [replace(began, sha256=""), other], WorkerDied("x")) == ["a", "a"]
+    one = tries(had_slot=True, tokens=3, made_by=began)
+    assert peers(one, [untold, told, other], ModelUnavailable("x")) == ["c", "b"]
+    one = tries(had_slot=True, tokens=3, made_by=began)
+    with pytest.raises(StreamInterrupted):
+        one.next([other], 0.0)
 
 
 def test_answer_that_began_ends_as_an_interrupted_stream() -> None:

@@ -127,6 +127,9 @@ async def test_another_file_is_not_taken_for_the_one_that_is_wanted() -> None:
             await ask(local, "a", replace(TOWER, sha256="ff"))
         assert caught.value.code == "model_changed"
         assert (await ask(local, "a", replace(TOWER, sha256=SHA)))[-1].finish_reason
+        unhashed = (await mesh.holder("cellar", sha256="")).local
+        with pytest.raises(ModelUnavailable):
+            await ask(unhashed, "a", replace(TOWER, sha256=SHA))
 
 
 async def test_leaving_hands_over_what_others_asked_for_and_keeps_what_is_its_own() -> None:
