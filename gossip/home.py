@@ -92,10 +92,10 @@ class Home:
         self._save()
 
     def leave(self, door_s: float) -> None:
-        """Out of the mesh, into one of its own."""
-        self._found(door_s, is_claimed=False)
+        """Out of the mesh, into one of its own, which moves to no other by itself: who leaves does not want back in."""
+        self._found(door_s, is_claimed=False, is_mature=True)
 
-    def _found(self, door_s: float, *, is_claimed: bool) -> None:
+    def _found(self, door_s: float, *, is_claimed: bool, is_mature: bool = False) -> None:
         now = self._now_s()
         self._roster = Roster.found(self._identity, self._name, now)
         self._state = MeshState(
@@ -104,6 +104,7 @@ class Home:
             door_until=now + door_s,
             door_set_at=now,
             is_claimed=is_claimed,
+            is_mature=is_mature,
         )
         self._save()
 

@@ -267,3 +267,18 @@ async def test_a_peer_that_would_stay_where_it_is_leaves_its_housemates_alone(mo
     meeting.housemate(Housemate(peer="b" * 52, port=2, pid=2, secret="s"))
     await asyncio.sleep(0)
     assert asked == ["127.0.0.1:1"]
+
+
+async def test_who_left_is_not_taken_back_by_a_housemate(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def hello(address: str, mine: Joiner, *, is_wanted: bool = False) -> Welcome:
+        asked.append(address)
+        raise JoinUnreachable("nobody")
+
+    monkeypatch.setattr("gossip.joiner.hello", hello)
+    meeting, _, _ = stranger()
+    await meeting.leave()
+    meeting.housemate(Housemate(peer="a" * 52, port=1, pid=1, secret="s"))
+    await asyncio.sleep(0)
+    assert not asked
