@@ -41,6 +41,7 @@ from gossip.frames import (
     Cloned,
     Hello,
     Moved,
+    Parting,
     Statements,
     common_version,
     framed,
@@ -60,6 +61,7 @@ LATE_S = 0.25
 TICK_S_MAX = 1.0
 PENDING_S = 1.0
 MEASURE_S = 10.0
+IDLE_S = 5.0
 PENDING_MAX = 32
 STATEMENTS_PER_FRAME = 200
 STATEMENT_BYTES_PER_FRAME = 512 * 1024
@@ -124,6 +126,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._unmerged: list[bytes] = []
         self._look_again_at = 0.0
+        self._parting: set[str] = set()
         self._tasks = asyncio.TaskGroup()
         self._channels = Channels(
             me=me,
@@ -338,6 +341,7 @@ class Agent:
                 began = self._now()
                 if await self._channels.probe(link.peer):
                     self._events.round_trip(link.peer, self._now() - began)
+            self._part_with_idle(self._now())
 
     def _woke_up(self, gap_s: float) -> None:
         log.warning("the machine slept, or was stopped; joining again", extra={"seconds": round(gap_s, 1)})
@@ -464,7 +468,23 @@ class Agent:
 
     def _closed(self, peer: str) -> None:
         self._dialler.has(peer, False)
-        self._carry(self._core.disconnected(peer, self._now()))
+        if peer in self._parting:
+            self._parting.discard(peer)
+            self._carry(self._core.parted(peer, self._now()))
+        else:
+            self._carry(self._core.disconnected(peer, self._now()))
+
+    def _part_with_idle(self, now: float) -> None:
+        """Above `channels_max` the channels least recently used are closed, and both sides know why."""
+        links = sorted(self._channels, key=lambda link: link.used_at)
+        for link in links[: max(0, len(links) - self._config.channels_max)]:
+            if now - link.used_at >= IDLE_S:
+                link.put(framed(Parting()), now)
+                self._part(link)
+
+    def _part(self, link: Link) -> None:
+        self._parting.add(link.peer)
+        self._channels.dismiss(link)
 
     def _framed(self, link: Link, message: object) -> None:
         match message:
@@ -472,6 +492,8 @@ class Agent:
                 self._learned(statements)
             case Moved(mesh_id=mesh_id, addresses=addresses):
                 self._events.moved(mesh_id, addresses)
+            case Parting():
+                self._part(link)
             case Cloned(addresses=addresses) if self._now() >= self._look_again_at:  # anybody can say so
                 self._look_again_at = self._now() + CLONE_AGAIN_S
                 for address in addresses[:CLONE_ADDRESSES_MAX]:

@@ -82,9 +82,11 @@ class Channels:
         link = Link(channel, hello.run, self._loop.time())
         writer = asyncio.create_task(link.write(), name=f"to {short(link.peer)}")
         try:
-            if not await self._replaces(link):
-                await link.flushed(FLUSH_S)
+            if not await self._replaces(link) or not self._on.takes(channel, hello):
+                await link.flushed(FLUSH_S)  # the second look: the roster may have changed while the old one was asked
                 return
+            if (other := self._links.get(link.peer)) is not None:
+                self.drop(other)
             self._links[link.peer] = link
             self._on.opened(link, hello)
             await self._read(link)
@@ -136,7 +138,7 @@ class Channels:
         nonce = self._rng.getrandbits(32)
         answer = self._probes[nonce] = self._loop.create_future()
         try:
-            link.put(framed(Probe(nonce=nonce)), self._loop.time())
+            link.put(framed(Probe(nonce=nonce)))
             async with asyncio.timeout(timeout_s):
                 await answer
             return True
@@ -215,9 +217,10 @@ class Channels:
         while (data := await link.channel.receive()) is not None:
             if self._links.get(link.peer) is not link:
                 return  # replaced or dropped; a channel of somebody revoked says nothing any more
-            link.heard_at = link.used_at = self._loop.time()
+            link.heard_at = self._loop.time()
             kind, body = data[:1], data[1:]
             if kind == CORE:
+                link.used_at = link.heard_at
                 self._on.core(link.peer, body, link.heard_at)
             elif kind == FRAME:
                 try:
@@ -228,7 +231,7 @@ class Channels:
     def _framed(self, link: Link, message: object) -> None:
         match message:
             case Probe(nonce=nonce):
-                link.put(framed(ProbeAnswer(nonce=nonce)), self._loop.time())
+                link.put(framed(ProbeAnswer(nonce=nonce)))
             case ProbeAnswer(nonce=nonce):
                 if (answer := self._probes.get(nonce)) is not None and not answer.done():
                     answer.set_result(None)

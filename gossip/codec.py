@@ -89,7 +89,9 @@ def _fields(message: Any) -> tuple[Any, ...]:
     if fields_of is None:
         names = [field.name for field in dataclasses.fields(message)]
         # attrgetter of one name gives no tuple
-        fields_of = operator.attrgetter(*names) if len(names) > 1 else lambda each: (getattr(each, names[0]),)
+        fields_of = (
+            operator.attrgetter(*names) if len(names) > 1 else lambda each: tuple(getattr(each, n) for n in names)
+        )
         _FIELDS_OF[type(message)] = fields_of
     return fields_of(message)
 

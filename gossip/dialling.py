@@ -103,7 +103,8 @@ class Dialler:
         if (target := self._targets.get(peer)) is not None:
             target.is_linked = is_linked
             target.was_linked = target.was_linked or is_linked
-            target.wanted.set()
+            if is_linked or self._is_eager:  # in a large mesh an idle channel that was closed is not missed
+                target.wanted.set()
 
     def want(self, peer: str) -> None:
         """Something is to be sent."""
@@ -129,6 +130,11 @@ class Dialler:
         for target in self._targets.values():
             target.wanted.set()
 
+    @property
+    def _is_eager(self) -> bool:
+        """Is the mesh small enough for a channel to everybody?"""
+        return len(self._targets) <= self._config.channels_max
+
     # -- one member
 
     def _begin(self, peer: str, target: _Target) -> None:
@@ -139,8 +145,7 @@ class Dialler:
         if self._me > peer:
             await asyncio.sleep(LARGER_WAITS_S)
         while True:
-            is_eager = len(self._targets) <= self._config.channels_max
-            if target.is_linked or not is_eager:
+            if target.is_linked or not self._is_eager:
                 backoff = BACKOFF_S_MIN
                 target.wanted.clear()
                 await target.wanted.wait()

@@ -57,13 +57,18 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parting:
+    """This channel is closed because the sender has too many, and for no other reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cloned:
     """Another living process may have the receiver's identity, since before it. It is there: look for yourself."""
 
     addresses: tuple[str, ...]
 
 
-FrameMessage = Hello | Statements | Probe | ProbeAnswer | Moved | Cloned
+FrameMessage = Hello | Statements | Probe | ProbeAnswer | Moved | Cloned | Parting
 
 FRAMES = Codec(
     {
@@ -73,6 +78,7 @@ FRAMES = Codec(
         4: ProbeAnswer,
         5: Moved,
         6: Cloned,
+        7: Parting,
     }
 )
 

@@ -34,11 +34,12 @@ class Link:
         self._emptied = asyncio.Event()
         self.is_over = False
 
-    def put(self, data: bytes, now: float) -> None:
-        """Queues `data`."""
+    def put(self, data: bytes, now: float | None = None) -> None:
+        """Queues `data`; with `now`, as something the channel is there for."""
         if self.is_over:
             return
-        self.used_at = now
+        if now is not None:
+            self.used_at = now
         self._queue.append(data)
         self._bytes += len(data)
         if len(self._queue) > QUEUE_LENGTH_MAX or self._bytes > QUEUE_BYTES_MAX:

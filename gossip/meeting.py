@@ -252,6 +252,7 @@ class Meeting:
             if token.mesh_id == self._home.roster.mesh_id:
                 raise AlreadyMember("this machine is in that mesh already")
             async with self._moving:
+                self._require_free()
                 await self._move(await joiner.join_by_token(token, self._joiner()))
             return self._joined_answer()
         address, welcome = await self._found_at(to)

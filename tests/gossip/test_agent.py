@@ -7,11 +7,11 @@ import hashlib
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gossip.agent import Agent, Events
-from gossip.config import LAN
+from gossip.config import LAN, GossipConfig
 from gossip.core import Core
 from gossip.election import Claim
 from gossip.frames import PROTO_MAX, PROTO_MIN, Cloned, framed
@@ -56,6 +56,7 @@ class Node:
     asleep_s: float = 0.0
     wakings: int = 0
     name: str = ""
+    config: GossipConfig = LAN
     versions: tuple[int, int] = (PROTO_MIN, PROTO_MAX)
     strange: list[tuple[str, str]] = field(default_factory=list)
 
@@ -81,7 +82,7 @@ class Node:
             home=self.home,
             network=self.port,
             about=About(addresses=(self.port.address,), version="0.2"),
-            config=LAN,
+            config=self.config,
             rng=random.Random(self.rng.getrandbits(64)),
             versions=self.versions,
             asleep_s=lambda: self.asleep_s,
@@ -285,6 +286,21 @@ def test_a_revoked_peer_is_dropped_by_everybody_within_two_seconds() -> None:
         assert all(not node.agent.is_connected(thief.me) for node in rest) and all_alive(rest)
 
     run(scenario, 4, seed=7)
+
+
+def test_above_channels_max_the_idle_ones_are_closed_and_nobody_is_taken_for_dead() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        for node in nodes:
+            node.config = replace(LAN, channels_max=6, neighbours=4)
+        list(started(nodes))
+        await until(lambda: all_alive(nodes), "converged", 60.0)
+        await asyncio.sleep(60.0)
+        assert all_alive(nodes)
+        open_ones = [sum(node.agent.is_connected(other.me) for other in nodes) for node in nodes]
+        # all keep one to the coordinator, who cannot help that
+        assert sum(open_ones) / len(nodes) <= 8 and sorted(open_ones)[len(nodes) // 2] <= 7, open_ones
+
+    run(scenario, 16, seed=11)
 
 
 def test_two_that_have_no_version_in_common_say_so_and_stay_apart() -> None:
