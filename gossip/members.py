@@ -105,12 +105,12 @@ class Members:
             del self.by_peer[member.peer]
             self.changed[member.peer] = None
         for peer, role in roles.items():
-            member = self.by_peer.get(peer)
-            if member is None:
+            known = self.by_peer.get(peer)
+            if known is None:
                 pair = (me + peer) if me < peer else (peer + me)
                 self.by_peer[peer] = Member(peer, role, zlib.crc32(pair.encode()), now)
             else:
-                member.role = role
+                known.role = role
             self.changed[peer] = None
         self._name()
         self._near = None

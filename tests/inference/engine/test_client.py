@@ -109,7 +109,8 @@ async def test_interrupted_answer_ends_with_its_error_however_fast_the_worker_is
         (interrupt,) = interrupts
         interrupt(DeadlineExceeded("too late"))
         seen = client.stats.get("tokens", 0)
-        await until(lambda: client.stats.get("tokens", 0) > seen + 20)  # the reader is slow, and there is always something
+        # the reader is slow, and there is always something
+        await until(lambda: client.stats.get("tokens", 0) > seen + 20)
         with pytest.raises(DeadlineExceeded, match="too late"):
             async for chunk in stream:
                 assert len(chunk.tokens) < 20, "made after the interruption"
