@@ -224,7 +224,7 @@ def installed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_install_lines_of_the_image_give_both_commands_outside_the_tree(installed: Path, tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LLM_ROUTER_DATA_DIR": str(tmp_path / "data")}
     for command in ("llm-router", "llm-node"):
-        assert "0.1.0" in run(installed / "bin" / command, "version", cwd=tmp_path, env=env)
+        assert VERSION in run(installed / "bin" / command, "version", cwd=tmp_path, env=env)
     where = run(installed / "bin" / "python", "-c", "import web; print(web.__file__)", cwd=tmp_path, env=env)
     assert Path(where.strip()).is_relative_to(installed)
 
