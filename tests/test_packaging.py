@@ -31,6 +31,8 @@ import yaml
 
 from tests.fixtures.tree import ROOT, read, tracked
 
+VERSION = tomllib.loads(read("pyproject.toml"))["project"]["version"]
+
 PACKAGES = {"mesh", "inference", "gossip", "web"}
 PROJECT = tomllib.loads(read("pyproject.toml"))
 
