@@ -45,8 +45,8 @@ class Sync:
         timers.at(now + config.sync_interval_s * (0.2 + 0.8 * rng.random()), self._again)
 
     def open(self, member: Member, now: float) -> None:
-        """Compares with this peer, at most once a probe interval."""
-        if now - member.asked_at >= self._config.probe_interval_s:
+        """Compares with this peer, at most once a probe interval, and not while the bulk bucket is empty."""
+        if now - member.asked_at >= self._config.probe_interval_s and self._bulk.has(now) > 0:
             member.asked_at = now
             self._outbox.send(member.peer, Digest(digests=self._members.digests()))
 
