@@ -14,6 +14,7 @@ from gossip.messages import SUSPECT, NewsRow, Rumour
 
 # Beyond this the most often sent are forgotten: everybody hears of them in the next sync.
 QUEUE_MAX = 4096
+CROWD = 64
 
 
 Key = tuple[str, ...]
@@ -55,11 +56,16 @@ class Broadcasts:
             self._remove(key)
 
     def heard_rumour(self, ref: str) -> None:
-        """Another told what I still tell: it goes around without me, as when a thousand start at once."""
-        self._count(("rumour", ref))
+        """Another told what I still tell. In a crowd (a thousand start at once) it goes around without me.
+
+        Not otherwise: a refutation that misses one member may cost its owner its life there.
+        """
+        if len(self._level_of) > CROWD:
+            self._count(("rumour", ref))
 
     def heard_news(self, row: NewsRow) -> None:
-        self._count(("news", *row[:2]))
+        if len(self._level_of) > CROWD:
+            self._count(("news", *row[:2]))
 
     def forget(self, ref: str) -> None:
         """Nobody is called that any more."""

@@ -43,8 +43,11 @@ def long_run(
     one = world.run_until(watch.has_one_coordinator, 300, step)
     yield f"one coordinator after {_s(one)}, inventories everywhere: {watch.has_all_inventory()}"
     yield from _bytes(world, world.now, "coming together")
+    # what a start from nothing has put into the queues is spread first
+    world.run(world.now + (60.0 if peers >= 200 else 10.0))
+    yield from _bytes(world, world.now, "with what followed")
     began, ages = world.now, list[float]()
-    calm_s = max(20.0, minutes * 60 - 90)
+    calm_s = max(20.0, minutes * 60 - 150)
     while world.now < began + calm_s:
         world.run(world.now + 1.0)
         for _ in range(200):
