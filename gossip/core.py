@@ -143,7 +143,7 @@ class Core:
     def _dispatch(self, message: object, sender: Member, now: float) -> None:
         match message:
             case Ping():
-                self._prober.ping(message, sender)
+                self._prober.ping(message, sender, now)
             case Ack():
                 self._prober.ack(message, sender)
             case PingReq():

@@ -24,6 +24,8 @@ RETRY_SHARE = 1 / 20
 # Rounds under way at once: of all kinds, and before one more is begun out of turn.
 ROUNDS_MAX = 64
 DOUBTS_MAX = 4
+# At once to one peer in a probe interval: it asks once for itself, and for a few others.
+ACKS_MAX = 8
 
 
 class Prober:
@@ -48,6 +50,9 @@ class Prober:
         self._rounds: dict[int, _Round] = {}
         self._probing: dict[Member, int] = {}
         self._relaying: dict[int, tuple[Member, Member, int]] = {}
+        # to whom how many acks went since when, and the seq of one that waits
+        self._acks: dict[Member, tuple[float, int]] = {}
+        self._late_acks: dict[Member, int] = {}
         self._retried_at = now
         timers.at(now + config.probe_interval_s * rng.random(), self._next_round)
         timers.at(now + config.retry_min_s * rng.random(), self._retry)
@@ -148,8 +153,23 @@ class Prober:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def ping(self, message: Ping, sender: Member) -> None:
-        self._outbox.send(sender.peer, Ack(seq=message.seq))
+    def ping(self, message: Ping, sender: Member, now: float) -> None:
+        """Answered at once; of a burst (a stream that was cut delivers old pings) the last in a moment."""
+        began, count = self._acks.get(sender, (now, 0))
+        if now - began >= self._config.probe_interval_s:
+            began, count = now, 0
+        self._acks[sender] = (began, count + 1)
+        if count < ACKS_MAX:
+            self._outbox.send(sender.peer, Ack(seq=message.seq))
+            return
+        if sender not in self._late_acks:
+            self._timers.at(now + self._config.probe_interval_s / 20, self._ack_late, sender)
+        self._late_acks[sender] = message.seq
+
+    def _ack_late(self, sender: Member, now: float) -> None:
+        seq = self._late_acks.pop(sender, None)
+        if seq is not None and self._is_member(sender):
+            self._outbox.send(sender.peer, Ack(seq=seq))
 
     def ack(self, message: Ack, sender: Member) -> None:
         began = self._rounds.get(message.seq)
@@ -203,6 +223,8 @@ class Prober:
 
     def forget(self, gone: list[Member]) -> None:
         for member in gone:
+            self._acks.pop(member, None)
+            self._late_acks.pop(member, None)
             seq = self._probing.pop(member, None)
             if seq is not None:
                 del self._rounds[seq]

@@ -368,6 +368,18 @@ def test_nacks_of_relays_spare_the_local_health() -> None:
     assert ends == [0, 3]
 
 
+def test_of_a_burst_of_old_pings_the_last_is_answered_in_a_moment() -> None:
+    """Seed 2032 of the simulator: 170 pings of a cut stream at once, each answered, cost more than the bucket has."""
+    core = with_alive(A)
+    until(core, 0.0, 1.0)
+    effects = list[Effect]()
+    for seq in range(200):
+        effects += core.receive(A, CODEC.encode(Ping(seq=seq)), 1.0)
+    assert len(sent(effects, Ack, A)) < 20
+    answered = [ack.seq for ack in sent(until(core, 1.0, 1.2), Ack, A) if isinstance(ack, Ack)]
+    assert answered == [199]
+
+
 def test_i_ping_for_others_and_say_whether_it_answered() -> None:
     core = with_alive(A, B)
     effects = core.receive(B, CODEC.encode(PingReq(seq=77, target=A[:12])), 0.0)

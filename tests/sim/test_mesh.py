@@ -320,6 +320,11 @@ def test_whatever_happens_the_invariants_hold_and_peace_brings_everybody_togethe
     chaos(seed, 6, 3)
 
 
+def test_seed_2032_old_pings_of_a_cut_stream_arrive_at_once() -> None:
+    """Each was answered, 170 of them, and the bucket broken."""
+    chaos(2032, 8, 4)
+
+
 def test_the_preset_for_tests_does_the_same_in_a_tenth_of_the_time() -> None:
     world = settled(5, 1, TEST)
     victim, began = a_victim(world), world.now
