@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+from gossip.errors import UnknownPeer
 from gossip.member import Fact, MemberView
 from inference.errors import ModelNotFound
 from inference.models import names
@@ -63,7 +64,6 @@ class _Known:
     heard_at: float = 0.0
     is_avoided: bool = False
     forward_s: float = FORWARD_S
-    response_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,29 +97,35 @@ class MeshModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Holding:
-    """One peer that has a model."""
-
-    peer: str
-    fact: ModelFact
-    load: ModelLoad | None
-    known: _Known | None  # None: this peer
-    member: MemberView | None = field(default=None)
-
-
-@dataclass(frozen=True, slots=True)
 class _Holder:
-    """One peer that may be asked."""
+    """One peer that may be asked. `known` and `member` are None for this peer."""
 
     peer: str
     inventory: Inventory
     load: Load | None
-    known: _Known | None  # None: this peer
+    known: _Known | None
     member: MemberView | None
 
     def holding(self, fact: ModelFact) -> _Holding:
         load = next((m for m in self.load.models if m.model == fact.id), None) if self.load is not None else None
-        return _Holding(self.peer, fact, load, self.known, self.member)
+        return _Holding(self, fact, load)
+
+
+@dataclass(frozen=True, slots=True)
+class _Holding:
+    """One model that a peer has; `load` is that model's, None while it is not in memory."""
+
+    holder: _Holder
+    fact: ModelFact
+    load: ModelLoad | None
+
+    @property
+    def peer(self) -> str:
+        return self.holder.peer
+
+    @property
+    def known(self) -> _Known | None:
+        return self.holder.known
 
 
 class _Index:
@@ -269,7 +275,7 @@ class Neighbours:
         addresses = self._members.addresses(peer) if self._members is not None else ()
         try:
             context = self._context_of(peer)
-        except KeyError:  # it is no member any more
+        except UnknownPeer:  # it is no member any more
             return None
         return Target(
             peer=peer,
@@ -332,9 +338,7 @@ class Neighbours:
         )
 
     def _candidate(self, h: _Holding, now: float) -> Candidate:
-        load = self._own.load() if h.known is None else h.known.load
-        inventory = self._own.inventory() if h.known is None else h.known.inventory
-        assert inventory is not None
+        load, inventory, member = h.holder.load, h.holder.inventory, h.holder.member
         heard_at = now if h.known is None else h.known.heard_at
         gpus = [gpu for gpu in inventory.gpus if gpu.is_usable]
         in_flight = 0 if h.known is None else self.in_flight.unreported(h.peer, h.fact.id, heard_at)
@@ -346,7 +350,7 @@ class Neighbours:
             peer=h.peer,
             name=self._name_of(h.peer),
             is_local=h.known is None,
-            is_suspect=(h.member is not None and h.member.state == "suspect")
+            is_suspect=(member is not None and member.state == "suspect")
             or (h.known is not None and h.known.is_avoided),
             is_penalized=self.penalties.holds(h.peer, now),
             is_loaded=is_loaded,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from gossip.errors import UnknownPeer
 from gossip.member import About, Fact, MemberView
 from inference.errors import ModelNotFound
 from mesh.facts import INVENTORY, Inventory, Load, ModelFact, inventory_out
@@ -54,6 +55,7 @@ class Mesh:
     def __init__(self, **has: Inventory) -> None:
         self.has = has
         self.views = {peer: replace(MEMBER, peer=peer) for peer in has}
+        self.strangers: set[str] = set()
 
     def members(self) -> list[MemberView]:
         return list(self.views.values())
@@ -66,6 +68,11 @@ class Mesh:
 
     def addresses(self, peer: str) -> tuple[str, ...]:
         return self.views[peer].about.addresses
+
+    def context_of(self, peer: str) -> ssl.SSLContext:
+        if peer in self.strangers:
+            raise UnknownPeer("no member")
+        return CONTEXT
 
     def heard(self, peer: str) -> None:
         """Nobody doubts."""
@@ -80,7 +87,7 @@ def neighbours(mesh: Mesh, own: Inventory | None = None) -> Neighbours:
         own=Own(own or inventory()),
         clock=lambda: NOW,
         name_of=lambda peer: peer,
-        context_of=lambda peer: CONTEXT,
+        context_of=mesh.context_of,
     )
     made.follow(mesh)
     for peer in mesh.has:
@@ -115,6 +122,14 @@ def test_who_has_the_file_under_two_names_is_asked_by_the_one_that_was_meant() -
 def test_files_without_a_hash_are_the_same_by_name_only() -> None:
     view = neighbours(Mesh(a=inventory(UNHASHED), b=inventory(replace(UNHASHED, id="kaiwa"))))
     assert asked(view, "chat") == ["a"]
+
+
+def test_a_peer_whose_certificate_is_no_members_any_more_is_not_reached() -> None:
+    mesh = Mesh(a=inventory(MODEL))
+    view = neighbours(mesh)
+    assert view.target("a", "chat") is not None
+    mesh.strangers = {"a"}
+    assert view.target("a", "chat") is None
 
 
 def test_this_peer_comes_first() -> None:
