@@ -53,7 +53,10 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy a peer is. Percent 0..100; `gpu` 0 without one. `response_ms`: mean time of an answer."""
+    """How busy a peer is. Percent 0..100; `gpu` 0 without one. `response_ms`: mean time of an answer.
+
+    `beat` counts the reports that only say "still so": gossip carries what is new, and age is what a router goes by.
+    """
 
     cpu: float
     memory: float
@@ -62,6 +65,7 @@ class Load:
     queued: int
     response_ms: float
     models: tuple[ModelLoad, ...] = ()
+    beat: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

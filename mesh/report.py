@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 
 import psutil
@@ -130,17 +131,22 @@ class Report:
         psutil.cpu_percent(None)
         has_gpu = any(gpu.is_usable for gpu in self._hardware.gpus)
         told: Load | None = None
-        told_at = 0.0
+        told_at, beat = 0.0, 0
+        told_inventory: Inventory | None = None
         while True:
             if has_gpu:
                 self._gpu = await asyncio.to_thread(gpu_use_percent)
             self._cpu = _stepped(self._cpu, psutil.cpu_percent(None))
             self._memory = _stepped(self._memory, psutil.virtual_memory().percent)
-            tell(INVENTORY, inventory_out(self.inventory()))
+            inventory = self.inventory()
+            if inventory != told_inventory:
+                told_inventory = inventory
+                tell(INVENTORY, inventory_out(inventory))
             load = self.load()
             if load != told or loop.time() - told_at >= heartbeat_s:
+                beat += load == told
                 told, told_at = load, loop.time()
-                tell(LOAD, load_out(load), fast=True)
+                tell(LOAD, load_out(replace(load, beat=beat)), fast=True)
             await asyncio.sleep(SAMPLE_S)
 
     # -- inside

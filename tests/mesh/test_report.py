@@ -133,6 +133,8 @@ async def test_a_load_is_told_at_least_every_heartbeat_though_nothing_changed(
     for task in tasks:
         task.cancel()
     assert len(seldom.loads()) == 1
+    told = [value for key, value, _ in often.facts if key == LOAD]
+    assert len(set(told)) == len(told), "gossip carries only what is new"
     assert all(fast for key, _, fast in often.facts if key == LOAD)
     assert not any(fast for key, _, fast in often.facts if key == INVENTORY)
     assert often.inventories()[0].models == report.inventory().models
