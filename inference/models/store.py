@@ -272,7 +272,8 @@ class Store:
             for old in by_file.get(found.file, ()):
                 if (old.size_bytes, old.modified_ns) != (found.size_bytes, found.modified_ns):
                     entries[old.id] = replace(found, id=old.id, aliases=old.aliases, added_at=old.added_at)
-            if found.file not in by_file:
+            # Looked at again: another process may have removed the model since the scan, and its blob with it.
+            if found.file not in by_file and _is_regular(self.folder / found.file):
                 new = found if found.id and found.id not in entries else _named(found, entries)
                 entries[new.id] = new
 

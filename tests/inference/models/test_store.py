@@ -13,6 +13,7 @@ import threading
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from inference.errors import ModelNotFound
 from inference.models import index, shared_index
+from inference.models import store as store_module
 from inference.models.errors import (
     BadModelFile,
     BadModelName,
@@ -424,6 +426,22 @@ def test_two_stores_of_one_folder_see_each_others_changes(models: Path, store: S
     assert ids(other) == ["mine"]
     with pytest.raises(ModelNotFound):
         other.remove("theirs")
+
+
+def test_a_model_that_another_process_removes_during_a_scan_stays_removed(
+    models: Path, store: Store, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.import_file(made / "tiny.gguf", "gone")
+    scan = store_module.scanned
+
+    def scan_then_removed(*args: Any) -> Any:
+        found = scan(*args)
+        Store(models).remove("gone")
+        return found
+
+    monkeypatch.setattr(store_module, "scanned", scan_then_removed)
+    store.rescan()
+    assert ids(store) == []
 
 
 def _imports(models: Path, sources: list[Path], prefix: str) -> None:
