@@ -124,13 +124,15 @@ class Generation:
 class Started:
     """The request was admitted to a slot. `cached_tokens` of the prompt were found in the KV cache.
 
-    `peer` serves it, at which of the `attempts`; `continued_on`: the peers that went on with it, in order.
+    `peer` serves it (its name; `peer_id` its id), at which of the `attempts`; `continued_on`: the peers that went on
+    with it, in order.
     `candidates`: who else could have, as JSON, if the caller asked to see it. `sha256` of the model file, if known.
     """
 
     prompt_tokens: int
     cached_tokens: int
     peer: str = ""
+    peer_id: str = ""
     attempts: int = 1
     continued_on: tuple[str, ...] = ()
     candidates: str | None = None

@@ -433,12 +433,12 @@ class _Record:
         if self.told is not None and before == peer.peer:
             return None
         if self.told is not None and self.tokens:
-            self.told = replace(self.told, continued_on=(*self.told.continued_on, peer.name))
+            self.told = replace(self.told, peer_id=peer.peer, continued_on=(*self.told.continued_on, peer.name))
             return self.told
         self.prompt_tokens = tries.prompt_tokens = started.prompt_tokens
         self.cached_tokens = started.cached_tokens
         candidates = tries.explained() if caller.explain else None
-        self.told = replace(started, peer=peer.name, attempts=step.attempt, candidates=candidates)
+        self.told = replace(started, peer=peer.name, peer_id=peer.peer, attempts=step.attempt, candidates=candidates)
         return self.told
 
     def take(self, chunk: Chunk) -> None:

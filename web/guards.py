@@ -27,8 +27,13 @@ class Policy(enum.Enum):
     """What a route asks of its caller."""
 
     PUBLIC = "anybody"
-    INFERENCE = "this machine, and the network when the listener is open"
-    LOCAL = "this machine, or the control token"
+    INFERENCE = "this machine, a key for inference, or the network when the listener is open"
+    LOCAL = "this machine, any valid key, or a login"
+    METRICS = "this machine, or a key for metrics"
+    VIEW = "a login, a key that may read admin state, or the control token"
+    ADMIN = "a login as admin, a key that may do everything, or the control token"
+    AGENT = "a registered server with its token, which the handler checks"
+    SELF = "a login"
     CONTROL = "the control token, on this machine"
 
 
@@ -93,13 +98,13 @@ def admit(request: Request, access: Access, policy: Policy) -> Admission:
     is_control = is_local and secret is not None and _is_control_token(secret, access)
     may_without_key = is_local and access.loopback == "open"
     match policy:
-        case Policy.PUBLIC:
+        case Policy.PUBLIC | Policy.AGENT:
             is_admitted = True
         case Policy.INFERENCE:
             is_admitted = is_control or may_without_key or access.open_to_lan
-        case Policy.LOCAL:
+        case Policy.LOCAL | Policy.METRICS:
             is_admitted = is_control or may_without_key
-        case Policy.CONTROL:
+        case Policy.CONTROL | Policy.VIEW | Policy.ADMIN | Policy.SELF:
             is_admitted = is_control
     if not is_admitted:
         raise _unauthorized(policy, has_secret=has_credentials(request.headers))

@@ -5,23 +5,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from inference.chat import Chunk, EmbeddingRequest, Embeddings, Generation
+from inference.chat import Chunk, EmbeddingRequest, Embeddings, Generation, Started, Usage
+
+Role = Literal["admin", "viewer"]
+Recording = Literal["full", "metadata", "off"]
+"""What history keeps of a request: all, all but the bodies, nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Who asks, as far as the guards know.
 
-    `deadline_s` is what the caller sent in `x-llm-router-timeout` (seconds from now), or None. `explain`: the caller
-    wants to see every candidate with its score (`x-llm-router-explain: 1`).
+    `key_id` names the API key ("control": the token of this machine's command line), `username` and `role` the login.
+    `scopes` is what it may do, `models` the globs of models it may use (empty: all), `recording` what its key says of
+    its requests in history (None: as the peer is set). `deadline_s` is what the caller sent in `x-llm-router-timeout`
+    (seconds from now), or None. `explain`: the caller wants to see every candidate with its score
+    (`x-llm-router-explain: 1`).
     """
 
     ip: str
     key_id: str | None = None
+    key_name: str | None = None
+    user_id: str | None = None
+    username: str | None = None
+    role: Role | None = None
+    session_id: str | None = None
+    scopes: frozenset[str] = frozenset()
+    models: tuple[str, ...] = ()
+    recording: Recording | None = None
     is_local: bool = False
     background: bool = False
     deadline_s: float | None = None
@@ -72,6 +88,201 @@ class HopFacet:
     embed: Callable[[EmbeddingRequest, Forwarder], Awaitable[Embeddings]]
     load: Callable[[], bytes]
     heartbeat_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request for tokens as history keeps it. `body` is the JSON object as it was sent; `is_kept` False: `store`
+    was false, so nothing of it is recorded."""
+
+    request_id: str
+    kind: Literal["chat", "generate", "embeddings"]
+    model: str
+    body: Mapping[str, Any]
+    is_stream: bool
+    caller: Caller
+    is_kept: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a request ended. `body`: the whole answer as JSON, streams put together; None when there is none."""
+
+    status: Literal["success", "error", "cancelled"]
+    http_status: int
+    body: Mapping[str, Any] | None = None
+    message: str | None = None
+    code: str | None = None
+    usage: Usage | None = None
+
+
+class Record(Protocol):
+    """One request in history, from its admission to its end. Nothing here ever fails the request."""
+
+    def started(self, started: Started) -> None:
+        """A peer makes the answer; called again when another goes on with it."""
+
+    def first_token(self) -> None:
+        """The answer has begun."""
+
+    async def ended(self, outcome: Outcome) -> None:
+        """Returns when the end is on the disk, or after 250 ms. Await it before the last chunk is sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """A file on its way to a browser."""
+
+    filename: str
+    content_type: str
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditNote:
+    """Something a person or a program did. `action` is `noun.verb`; `detail` never holds a secret."""
+
+    action: str
+    caller: Caller
+    target: str = ""
+    detail: str = ""
+
+
+Query = Mapping[str, str]
+"""The query of a URL, each name once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryFacet:
+    """Requests that were answered, and what people did. `begin` and `audit` are for every peer, into its own log; the
+    others answer from what this peer holds of all logs, and are asked at the coordinator.
+
+    Answers are JSON-ready. Raise InvalidRequest naming the parameter, or ModelUnavailable when the store cannot answer.
+    """
+
+    begin: Callable[[Asked], Record]
+    audit: Callable[[AuditNote], None]
+    records: Callable[[Query], Awaitable[dict[str, Any]]]  # {records, total_count, page, per_page, as_of, incomplete}
+    record: Callable[[str], Awaitable[dict[str, Any] | None]]
+    export: Callable[[Query], Awaitable[Export]]
+    stats: Callable[[Query], Awaitable[dict[str, Any]]]
+    overview: Callable[[Query], Awaitable[dict[str, Any]]]
+    audits: Callable[[Query], Awaitable[dict[str, Any]]]  # {entries, total_count, page, per_page}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who a secret belongs to. `refusal`: why it does not count (revoked, expired), in words for its owner."""
+
+    key_id: str | None = None
+    key_name: str | None = None
+    user_id: str | None = None
+    username: str | None = None
+    role: Role | None = None
+    session_id: str | None = None
+    csrf: str | None = None
+    scopes: frozenset[str] = frozenset()
+    models: tuple[str, ...] = ()
+    recording: Recording | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """A new session. `token` is what the cookie holds."""
+
+    user: Mapping[str, Any]
+    token: str
+    csrf: str
+    expires_in_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountsFacet:
+    """Keys, users, sessions. `of_key` and `of_session` answer from memory on every peer; logins are checked on the peer
+    that is asked; what changes anything is asked at the coordinator.
+
+    Answers are JSON-ready and hold no hash; `create_key`'s alone holds the key, once. Raise `inference.errors`.
+    """
+
+    of_key: Callable[[str], Principal | None]
+    of_session: Callable[[str], Principal | None]
+    spend: Callable[[Caller, int], None]  # a request of about so many tokens begins; raises 429 above the key's limits
+    spent: Callable[[Caller, int], None]  # it ended, and took so many
+    revoked: Callable[[Caller], bool]  # asked while its streams run
+    login: Callable[[str, str, Caller], Awaitable[Login]]
+    logout: Callable[[Caller], Awaitable[None]]
+    setup: Callable[[], dict[str, Any]]  # {needed, machines: [{id, name}]}
+    claim: Callable[[Mapping[str, Any], Caller], Awaitable[Login]]
+    users: Callable[[], list[dict[str, Any]]]
+    create_user: Callable[[Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
+    change_user: Callable[[str, Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
+    delete_user: Callable[[str, Caller], Awaitable[None]]
+    keys: Callable[[], list[dict[str, Any]]]
+    create_key: Callable[[Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
+    change_key: Callable[[str, Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
+    delete_key: Callable[[str, Caller], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentsFacet:
+    """Peers and registered servers as the management API has them. `who` is an id, a unique prefix of six, or a name.
+
+    What changes anything is asked at the coordinator. The first value of `register` is the HTTP status, 201 or 200.
+    """
+
+    register: Callable[[Mapping[str, Any], Caller], Awaitable[tuple[int, dict[str, Any]]]]
+    heartbeat: Callable[[str | None, Mapping[str, Any]], Awaitable[None]]  # the agent's token, the body
+    metrics: Callable[[str, Mapping[str, Any]], Awaitable[None]]
+    settings: Callable[[str, Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
+    disconnect: Callable[[str, Caller], Awaitable[None]]
+    enable: Callable[[str, Caller], Awaitable[None]]
+    delete: Callable[[str, bool, Caller], Awaitable[None]]  # True: also a peer that is online
+    mesh_settings: Callable[[], dict[str, Any]]
+    change_mesh_settings: Callable[[Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """A request that another peer answers: the coordinator, or the one it is about. `target` is path and query."""
+
+    method: str
+    target: str
+    body: bytes
+    content_type: str
+    caller: Caller
+    request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassedAnswer:
+    """What came back. `chunks` is read to its end inside the context that gave it."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassingFacet:
+    """How a request reaches the peer that answers it. One hop: who gets a passed request answers or refuses.
+
+    `to_owner` and `to_peer` raise ModelUnavailable (503 with Retry-After) when there is nobody to ask, and
+    ModelNotFound-like errors for a peer nobody knows. A write that was passed on can be read here when it returns.
+    """
+
+    is_owner: Callable[[], bool]
+    to_owner: Callable[[Passed], AbstractAsyncContextManager[PassedAnswer]]
+    is_this_peer: Callable[[str], bool]  # `who` means this very peer
+    to_peer: Callable[[str, Passed], AbstractAsyncContextManager[PassedAnswer]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsFacet:
+    """This peer's own log lines, newest last. `lines` is a query: level, since, grep, limit."""
+
+    lines: Callable[[Query], Awaitable[list[dict[str, Any]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +360,7 @@ class Access:
     loopback: Literal["open", "key"] = "open"
     open_to_lan: bool = False
     control_token: str = ""
+    is_https: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +384,11 @@ class Services:
     models: ModelsFacet
     state: StateFacet
     access: Access
-    mesh: MeshFacet | None = None  # None in tests of a peer that has none
+    mesh: MeshFacet | None = None  # None in tests of a peer that has none; likewise the next ones
+    history: HistoryFacet | None = None
+    accounts: AccountsFacet | None = None
+    agents: AgentsFacet | None = None
+    passing: PassingFacet | None = None
+    logs: LogsFacet | None = None
     limits: Limits = field(default_factory=Limits)
     stop: Callable[[], None] = lambda: None  # the CLI's `down`
