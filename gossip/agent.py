@@ -126,6 +126,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._unmerged: list[bytes] = []
         self._look_again_at = 0.0
+        self._pinned: str | None = None
         self._parting: set[str] = set()
         self._tasks = asyncio.TaskGroup()
         self._channels = Channels(
@@ -209,6 +210,10 @@ class Agent:
     def coordinator(self) -> Claim | None:
         return self._core.coordinator
 
+    def succession(self) -> Sequence[str]:
+        """Everybody alive who may coordinate, this peer among them, first in the order first."""
+        return self._core.succession()
+
     def members(self) -> Sequence[MemberView]:
         """Everybody of the roster but this peer."""
         return self._core.members()
@@ -241,7 +246,7 @@ class Agent:
             self._carry(self._core.set_fact(key, value, self._now(), fast=fast))
 
     def about_is(self, **changes: object) -> None:
-        """Addresses, draining or eligibility changed."""
+        """Addresses, draining, eligibility or copies changed."""
         about = replace(self._about, **changes)  # type: ignore[arg-type]
         if about != self._about:
             self._about = about
@@ -261,6 +266,12 @@ class Agent:
             self._home.set_roster(roster)
             self._flood(fresh)
             self._changed_roster()
+
+    def pinned_is(self, peer: str | None) -> None:
+        """An admin wants `peer` to coordinate, or (None) nobody in particular."""
+        if peer != self._pinned:
+            self._pinned = peer
+            self._carry(self._core.pinned_is(peer, self._now()))
 
     def hinted(self, peer: str, addresses: Sequence[str]) -> None:
         """Somebody says that the member may be there."""

@@ -289,6 +289,10 @@ class Core:
     def coordinator(self) -> Claim | None:
         return self._election.coordinator
 
+    def succession(self) -> Sequence[PeerId]:
+        """Everybody alive who may coordinate, this peer among them, first in the order first."""
+        return self._election.succession()
+
     @property
     def claim(self) -> Claim | None:
         """The highest claim ever heard; orders of lower terms are refused."""
@@ -383,6 +387,7 @@ class Core:
                     state=STATES[member.rank],
                     run=member.run,
                     eligibility=member.about.eligibility,
+                    copies=member.about.copies,
                     is_guest=member.role == "guest",
                 )
         self._carry(self._election.peers_are(self._standings, now))

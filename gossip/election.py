@@ -190,6 +190,12 @@ class Election:
         """The coordinator does not answer this peer, or there is none."""
         return self._office is None and (self._is_lost or self._followed() is None)
 
+    def succession(self) -> list[PeerId]:
+        """Everybody alive who may coordinate, this peer among them, first in the order first."""
+        mine = [self._me] if _can_coordinate(self._mine) else []
+        others = [p for p, each in self._peers.items() if each.state == "alive" and _can_coordinate(each)]
+        return sorted(mine + others, key=self._order)
+
     @property
     def wake_at(self) -> float:
         """When `tick` is wanted next."""

@@ -67,6 +67,8 @@ class Home:
         self._state = keeper.load()
         self._is_dirty = False
         self._has_complained = False
+        self.moved_young = False
+        """Whether the mesh it left last was a young one: what was in it then goes along into the new one."""
         if self._state.mesh_id:
             self._roster = Roster.from_wire(self._state.statements, self._state.mesh_id)
         if not self._state.mesh_id or identity.peer_id not in self._roster.members:
@@ -85,6 +87,7 @@ class Home:
 
     def move(self, roster: Roster, word: DoorWord | None = None) -> None:
         """Another mesh, with the word about its door: nothing of the old one is kept but addresses."""
+        self.moved_young = self.is_young
         self._roster = roster
         self._state = MeshState(mesh_id=roster.mesh_id, statements=roster.to_wire(), addresses=self._state.addresses)
         if word is not None:
@@ -93,6 +96,7 @@ class Home:
 
     def leave(self, door_s: float) -> None:
         """Out of the mesh, into one of its own, which moves to no other by itself: who leaves does not want back in."""
+        self.moved_young = False
         self._found(door_s, is_claimed=False, is_mature=True)
 
     def _found(self, door_s: float, *, is_claimed: bool, is_mature: bool = False) -> None:
@@ -188,6 +192,11 @@ class Home:
     @property
     def is_claimed(self) -> bool:
         return self._state.is_claimed
+
+    def own(self) -> None:
+        """Somebody owns this mesh now: machines that come by the door from now on are guests."""
+        if not self._state.is_claimed:
+            self._save(is_claimed=True)
 
     def ripen(self) -> None:
         """From now on this mesh is never young again."""

@@ -20,6 +20,8 @@ class About:
     eligibility: int = 1
     # of the software
     version: str = ""
+    # how many other peers' history logs it holds: who has most comes first among those who may coordinate
+    copies: int = 0
 
     @property
     def size(self) -> int:

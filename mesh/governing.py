@@ -133,6 +133,31 @@ class Governing:
     async def trust(self, who: str) -> Answer:
         return self._changed(who, lambda peer: self._home.roster.trust(self._identity, peer, self._now_s()))
 
+    @_in_words
+    async def claim(self, confirmed: frozenset[str] | None) -> Answer:
+        """The mesh has an owner now: of the machines that came by the door, those `confirmed` (peer ids; None: all)
+        are full members for good, the others guests."""
+        roster, now_s = self._home.roster, self._now_s()
+        doubtful = [m.peer_id for m in roster.members.values() if m.state == "active" and not m.may_revoke]
+        if self._agent.me in doubtful:
+            founder = next((m.name for m in roster.members.values() if m.may_revoke), "another machine")
+            raise NotAllowed(f"this machine itself came by the door; claim the mesh on {founder}")
+        stay = [peer for peer in doubtful if confirmed is None or peer in confirmed]
+        for peer in stay:  # first: what they let in stands on them
+            roster = roster.trust(self._identity, peer, now_s)
+        for peer in set(doubtful) - set(stay):
+            if peer in roster.members:
+                roster = roster.demote(self._identity, peer, now_s)
+        self._agent.set_roster(roster)
+        self._home.own()
+        self._tell_door()
+        return {"name": self._home.mesh_name, "members": len(roster.members)}
+
+    def unconfirmed(self) -> list[Answer]:
+        """The machines that came by the door and that nobody has said to be his own."""
+        members = self._home.roster.members.values()
+        return [{"id": str(uuid_of(m.peer_id)), "name": m.name} for m in members if not m.may_revoke]
+
     def _changed(self, who: str, change: Callable[[str], Roster]) -> Answer:
         peer = self._overview.found(who).peer
         self._agent.set_roster(change(peer))

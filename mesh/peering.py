@@ -127,7 +127,7 @@ class Peering:
             is_draining=is_draining,
             clock=self._loop.time,
         )
-        self._governing = Governing(
+        self.governing = Governing(
             identity=identity,
             agent=self.agent,
             home=self.home,
@@ -192,15 +192,15 @@ class Peering:
             peer=self.overview.peer,
             identity=self.overview.identity,
             joins=self.overview.joins,
-            door=self._governing.door,
-            approve=self._governing.approve,
-            deny=self._governing.deny,
-            invite=self._governing.invite,
-            join=self._governing.join,
-            leave=self._governing.leave,
-            rename=self._governing.rename,
-            revoke=self._governing.revoke,
-            trust=self._governing.trust,
+            door=self.governing.door,
+            approve=self.governing.approve,
+            deny=self.governing.deny,
+            invite=self.governing.invite,
+            join=self.governing.join,
+            leave=self.governing.leave,
+            rename=self.governing.rename,
+            revoke=self.governing.revoke,
+            trust=self.governing.trust,
             well_known=lambda: self.overview.well_known(self.port.port or None),
         )
 

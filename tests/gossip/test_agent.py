@@ -207,6 +207,44 @@ def test_a_crashed_process_is_avoided_at_once_and_a_new_coordinator_stands_withi
     run(scenario, 5, seed=2)
 
 
+def test_who_holds_the_most_copies_is_the_next_coordinator_and_everybody_knows_beforehand() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        await until(lambda: all_alive(nodes) and one_coordinator(nodes), "converged", 20.0)
+        (claim,) = coordinators(nodes)
+        assert claim is not None
+        (gone,) = (node for node in nodes if node.me == claim.peer)
+        heir = max((node for node in nodes if node is not gone), key=lambda node: (node.agent.run_id, node.me))
+        heir.agent.about_is(copies=4)
+
+        def is_known() -> bool:
+            return all(next(p for p in node.agent.succession() if p != gone.me) == heir.me for node in nodes)
+
+        await until(is_known, "everybody knows the heir", 20.0)
+        rest = [node for node in nodes if node is not gone]
+        await gone.crash()
+        await until(lambda: one_coordinator(rest) and coordinators(rest) != {claim}, "a new coordinator", 5.0)
+        (new,) = coordinators(rest)
+        assert new is not None and new.peer == heir.me
+        await until(lambda: all(gone.me not in node.agent.succession() for node in rest), "it is out", 20.0)
+
+    run(scenario, 5, seed=12)
+
+
+def test_a_pinned_peer_takes_the_office_over() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        await until(lambda: all_alive(nodes) and one_coordinator(nodes), "converged", 20.0)
+        (claim,) = coordinators(nodes)
+        assert claim is not None
+        wanted = next(node.me for node in nodes if node.me != claim.peer)
+        for node in nodes:
+            node.agent.pinned_is(wanted)
+        await until(lambda: {c.peer if c else "" for c in coordinators(nodes)} == {wanted}, "the pinned one", 5.0)
+
+    run(scenario, 3, seed=13)
+
+
 def test_a_machine_without_power_is_dead_everywhere_and_the_others_go_on() -> None:
     async def scenario(wires: Wires, nodes: list[Node]) -> None:
         list(started(nodes))

@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import pytest
+
 from gossip.frames import Hello
 from gossip.identity import Identity, load_or_create
+from gossip.roster import Roster
 from mesh.config import load
+from mesh.governing import Refused
 from mesh.neighbours import Neighbours
 from mesh.peering import Peering
 from mesh.report import Report
@@ -65,3 +69,29 @@ async def test_another_version_is_said_once_and_again_when_it_is_another(tmp_pat
     assert len(said) == 1 and "9.0" in said[0]
     mine._wrong_version("p" * 52, replace(hello, version="9.1"))
     assert len(said) == 2
+
+
+async def test_claiming_keeps_the_confirmed_machines_and_makes_guests_of_the_others(tmp_path: Path) -> None:
+    mine = peering(tmp_path / "data", [])
+    yours, theirs = Identity.generate(), Identity.generate()
+    roster = mine.home.roster
+    for identity, name in ((yours, "yours"), (theirs, "theirs")):
+        roster = roster.admit(mine.identity, identity.certificate_der, name, "door", "active", 1_000_000.0)
+    mine.agent.set_roster(roster)
+    assert {machine["name"] for machine in mine.governing.unconfirmed()} == {"yours", "theirs"}
+    await mine.governing.claim(frozenset({yours.peer_id}))
+    members = mine.home.roster.members
+    assert (members[yours.peer_id].state, members[yours.peer_id].may_revoke) == ("active", True)
+    assert members[theirs.peer_id].state == "guest"
+    assert mine.home.is_claimed and not mine.home.is_young
+
+
+async def test_who_came_by_the_door_cannot_claim_the_mesh(tmp_path: Path) -> None:
+    founder = Identity.generate()
+    mine = peering(tmp_path / "data", [])
+    roster = Roster.found(founder, "founder", 1_000_000.0)
+    roster = roster.admit(founder, mine.identity.certificate_der, "mine", "door", "active", 1_000_001.0)
+    mine.home.move(roster)
+    with pytest.raises(Refused, match="claim the mesh on founder"):
+        await mine.governing.claim(None)
+    assert not mine.home.is_claimed
