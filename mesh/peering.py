@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from gossip import interfaces
@@ -62,6 +63,22 @@ FLUSH_S = 30.0
 GOODBYE_S = 2.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """Who else is told what gossip tells; each is called in the loop and must not wait.
+
+    `coordinator`: somebody else coordinates, or (None) nobody is known to. `roster`: members came, went or changed.
+    `fact`: a member's fact of that key is newer. `member`: one is alive, dead or gone. `moved`: this peer is in another
+    mesh now; True when what was in the old one goes along.
+    """
+
+    coordinator: Callable[[Claim | None], None] = lambda claim: None
+    roster: Callable[[Roster], None] = lambda roster: None
+    fact: Callable[[str, str], None] = lambda peer, key: None
+    member: Callable[[MemberChanged], None] = lambda event: None
+    moved: Callable[[bool], None] = lambda takes_along: None
+
+
 class Copied(StartError):
     """This data folder is a copy: another machine has its identity, and was here first."""
 
@@ -82,8 +99,10 @@ class Peering:
         came_back: Callable[[str], None],
         gone: Callable[[str], None],
         gossip: GossipConfig = LAN,
+        heard: Heard = Heard(),
     ) -> None:
         """`fail` ends the peer with an error; `came_back` and `gone` hear of members that live again, or no more."""
+        self._heard = heard
         self._config = config
         self._neighbours = neighbours
         self._report = report
@@ -113,6 +132,7 @@ class Peering:
             is_claimed=config.admin_password is not None,
         )
         self._known = set(self.home.roster.members)
+        self._mesh_id = self.home.roster.mesh_id
         self.tls = Tls(identity)
         self.tls.update(self.home.roster)
         self.port = PeerPort(self.tls, roster=lambda: self.home.roster)
@@ -374,6 +394,7 @@ class Peering:
     def _member_changed(self, event: MemberChanged) -> None:
         if event.before == event.after:
             return
+        self._heard.member(event)
         name = self.overview.name_of(event.peer)
         log.info("peer is %s", event.after, extra={"peer": name, "id": short(event.peer), "before": event.before})
         if event.after == "alive":
@@ -398,12 +419,14 @@ class Peering:
         else:
             self.meeting.askers.fact_changed(peer, key)
             self._neighbours.fact_changed(peer, key)
+            self._heard.fact(peer, key)
 
     def _tell_door(self) -> None:
         self.agent.set_fact(DOOR, word_out(self.home.word))
 
     def _coordinator_changed(self, claim: Claim | None) -> None:
         is_this = claim is not None and claim.peer == self.agent.me
+        self._heard.coordinator(claim)
         if claim is not None:
             name = self.overview.name_of(claim.peer)
             log.info("coordinator", extra={"peer": name, "term": claim.term, "is_this": is_this})
@@ -417,6 +440,10 @@ class Peering:
 
     def _roster_changed(self, roster: Roster) -> None:
         self.tls.update(roster)
+        if roster.mesh_id != self._mesh_id:
+            self._mesh_id = roster.mesh_id
+            self._heard.moved(self.home.moved_young)
+        self._heard.roster(roster)
         guests = {peer for peer, member in roster.members.items() if member.state == "guest"}
         if guests - self._guests and roster.is_signer(self.agent.me):
             self._say(news.guests([roster.name_of(peer) for peer in sorted(guests)]))
