@@ -147,6 +147,8 @@ class Chunk:
     made in this step, `draws` the random numbers used since the answer began. The first chunk of an answer
     carries `started` and nothing else; the last one carries `finish_reason`. When another peer goes on with the
     answer, a chunk with `started` comes again, with one more name in `continued_on`.
+
+    A server that is no peer tells no token ids: `tokens` is empty then, and the last chunk carries `usage`.
     """
 
     text: str = ""
@@ -154,15 +156,20 @@ class Chunk:
     draws: int = 0
     finish_reason: FinishReason | None = None
     started: Started | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts of one answer; `cached_tokens` are part of `prompt_tokens`."""
+    """Token counts of one answer; `cached_tokens` are part of `prompt_tokens`.
+
+    `is_estimated`: the server that made the answer did not count, so its text was measured.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    is_estimated: bool = False
 
 
 EmbeddingInput = str | tuple[int, ...]

@@ -54,12 +54,13 @@ def whole(head: AnswerHead, text: str, finish_reason: FinishReason, usage: Usage
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    return counts | {"is_estimated": True} if usage.is_estimated else counts
 
 
 class EventWriter:

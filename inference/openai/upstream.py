@@ -28,6 +28,7 @@ from inference.chat import (
     Sampling,
     Started,
     TextPrompt,
+    Usage,
 )
 from inference.errors import InferenceError, PeerGone, error_in
 from inference.openai.answer import DONE, AnswerHead, error_object, head_json
@@ -117,7 +118,10 @@ def _message_out(m: Message) -> dict[str, Any]:
     if m.name is not None:
         out["name"] = m.name
     if m.tool_calls:
-        out["tool_calls"] = [{"id": c.id, "function": {"name": c.name, "arguments": c.arguments}} for c in m.tool_calls]
+        out["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in m.tool_calls
+        ]
     if m.tool_call_id is not None:
         out["tool_call_id"] = m.tool_call_id
     return out
@@ -140,6 +144,9 @@ class HopWriter:
         mesh = b'"t":[%b],"r":%d' % (",".join(map(str, chunk.tokens)).encode(), chunk.draws)
         if chunk.started is not None:
             mesh = b'"started":' + json.dumps(_started_out(chunk.started)).encode()
+        if (usage := chunk.usage) is not None:  # of a server that is no peer: its tokens cannot be counted
+            counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, int(usage.is_estimated))
+            mesh += b',"usage":[%d,%d,%d,%d]' % counts
         if load is not None:
             mesh += b',"load":"%b"' % base64.b64encode(load)
         text = json.dumps(chunk.text).encode() if chunk.text else b'""'
@@ -183,7 +190,8 @@ def _started_out(started: Started) -> dict[str, Any]:
 class Lines:
     """Cuts the bytes of an event stream into the values of its `data` lines; comments are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._event_bytes_max = event_bytes_max
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -207,8 +215,8 @@ class Lines:
 
     def check(self) -> None:
         """Raises PeerGone when the event that is under way has grown too long."""
-        if self._size > EVENT_BYTES_MAX:
-            raise PeerGone(f"The peer sent an event of more than {EVENT_BYTES_MAX:,} bytes.")
+        if self._size > self._event_bytes_max:
+            raise PeerGone(f"The peer sent an event of more than {self._event_bytes_max:,} bytes.")
 
 
 class AnswerReader:
@@ -266,7 +274,7 @@ class AnswerReader:
             raise PeerGone("The peer sent more tokens than it was asked for.")
         self._draws = draws
         self.is_finished = finish is not None
-        return Chunk(text=text, tokens=tokens, draws=draws, finish_reason=finish)
+        return Chunk(text=text, tokens=tokens, draws=draws, finish_reason=finish, usage=_usage_in(mesh.get("usage")))
 
 
 class EmbeddingsReader:
@@ -334,6 +342,20 @@ def error_of(event: dict[str, Any]) -> InferenceError:
     error = error_in(status, kind, code, param, message)
     error.retry_after_s = retry_after_s
     return error
+
+
+def _usage_in(value: Any) -> Usage | None:
+    if value is None:
+        return None
+    prompt_tokens, completion_tokens, cached_tokens, is_estimated = value
+    if any(type(count) is not int or not 0 <= count < 2**53 for count in value):
+        raise TypeError
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached_tokens=cached_tokens,
+        is_estimated=bool(is_estimated),
+    )
 
 
 def _started_in(value: dict[str, Any]) -> Started:
