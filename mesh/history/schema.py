@@ -1,0 +1,184 @@
+"""The SQLite file of the history: its tables, how it is opened, copied before a change, and set aside when damaged.
+
+A step only ever adds (tables, columns, indexes); it never renumbers or touches rows, so that an older program can still
+read what it knows. `PRAGMA user_version` counts the steps done, and `meta` says which program did the last one.
+
+Places: entry `seq` of log number `no` is row `no << 40 | seq`, in `entries` and, for the Start of a request, in
+`records`. A log is thus a range of rows, and needs no index.
+Source: https://sqlite.org/pragma.html, https://sqlite.org/wal.html; measured in benchmarks/history_store.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiosqlite
+
+from mesh.history.errors import HistoryUnavailable
+
+log = logging.getLogger(__name__)
+
+APPLICATION_ID = 0x6C6C6D68
+"""`llmh`: tells our files from those of other programs."""
+BUSY_TIMEOUT_S = 1.0
+"""Longer than any commit of ours; whoever holds the file longer than this is not us."""
+CHECKED_BYTES_MAX = 64 * 2**20
+"""Files up to this size are checked whole when they are opened: less than half a second."""
+SEQ_BITS = 40
+
+STEPS: tuple[str, ...] = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE logs (
+        no INTEGER PRIMARY KEY, peer TEXT NOT NULL, run INTEGER NOT NULL,
+        low INTEGER NOT NULL, have INTEGER NOT NULL, UNIQUE (peer, run));
+    CREATE TABLE entries (place INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE words (no INTEGER PRIMARY KEY, kind TEXT NOT NULL, text TEXT NOT NULL, UNIQUE (kind, text));
+    CREATE TABLE records (
+        place INTEGER PRIMARY KEY, id TEXT NOT NULL, arrived INTEGER NOT NULL, at INTEGER NOT NULL,
+        kind INTEGER NOT NULL, model INTEGER NOT NULL, client_ip INTEGER NOT NULL, key INTEGER NOT NULL,
+        key_name INTEGER NOT NULL, user INTEGER NOT NULL, stream INTEGER NOT NULL, recording INTEGER NOT NULL,
+        state INTEGER NOT NULL DEFAULT 0, ended INTEGER, end_place INTEGER, ended_at INTEGER, message TEXT,
+        code TEXT, http_status INTEGER, node INTEGER NOT NULL DEFAULT 0, node_name INTEGER NOT NULL DEFAULT 0,
+        node_ip INTEGER NOT NULL DEFAULT 0, attempts INTEGER, continued_on TEXT, prompt_tokens INTEGER,
+        completion_tokens INTEGER, cached_tokens INTEGER, ttft_ms INTEGER, duration_ms INTEGER,
+        body_bytes INTEGER NOT NULL);
+    CREATE INDEX records_id ON records (id);
+    CREATE INDEX records_at ON records (
+        at, state, model, node, node_name, key, key_name, arrived, ended,
+        prompt_tokens, completion_tokens, duration_ms, ended_at);
+    CREATE TABLE audits (
+        place INTEGER PRIMARY KEY, arrived INTEGER NOT NULL, at INTEGER NOT NULL, actor TEXT NOT NULL,
+        actor_kind TEXT NOT NULL, ip TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL);
+    CREATE INDEX audits_at ON audits (at);
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A connection that writes, or, with `refusal`, one that only reads and why."""
+
+    connection: aiosqlite.Connection
+    refusal: str = ""
+
+
+async def open_writer(path: Path, program: str) -> Opened:
+    """Opens the file, makes it or brings it to this program's version. `program` is our version.
+
+    Raises sqlite3.Error as it comes, and HistoryUnavailable when the folder cannot be used or the copy that comes
+    before a change of the tables cannot be made.
+    """
+    _make_private(path)
+    connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        return await _prepared(connection, path, program)
+    except BaseException:
+        await connection.close()
+        raise
+
+
+async def open_reader(path: Path) -> aiosqlite.Connection:
+    """A connection for questions. It writes nothing and sees what was committed before each of them."""
+    connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        await connection.executescript("PRAGMA query_only=ON; PRAGMA cache_size=-16384; PRAGMA temp_store=MEMORY;")
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def set_aside(path: Path, word: str) -> Path:
+    """Renames the file, with what SQLite keeps beside it, to `<name>.<word>-<unix time>`. Returns that name."""
+    stamp = int(time.time())
+    while (aside := path.with_name(f"{path.name}.{word}-{stamp}")).exists():
+        stamp += 1
+    for suffix in ("-wal", "-shm", ""):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.replace(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def place(no: int, seq: int) -> int:
+    """The row of an entry: that of log number `no` with number `seq`."""
+    return no << SEQ_BITS | seq
+
+
+async def value(connection: aiosqlite.Connection, sql: str, *parameters: object) -> int | str | None:
+    """The first column of the first row, or None."""
+    rows = list(await connection.execute_fetchall(sql, parameters))
+    return rows[0][0] if rows else None
+
+
+async def _prepared(connection: aiosqlite.Connection, path: Path, program: str) -> Opened:
+    version = await value(connection, "PRAGMA user_version")
+    assert isinstance(version, int)
+    if version > len(STEPS):
+        written_by = await value(connection, "SELECT value FROM meta WHERE name = 'program'")
+        await connection.execute("PRAGMA query_only=ON")
+        return Opened(
+            connection=connection,
+            refusal=f"{path} was written by llm-router {written_by}, which is newer than this one ({program}): it is "
+            f"only read, and nothing new is recorded; install llm-router {written_by} or newer",
+        )
+    await connection.executescript(
+        # FULL: a commit is on the disk when it returns, on macOS too. What is deleted is overwritten where that costs
+        # no further write. The WAL is cut back after a long reader made it grow.
+        "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
+        "PRAGMA checkpoint_fullfsync=ON; PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-16384;"
+        "PRAGMA secure_delete=FAST; PRAGMA temp_store=MEMORY;"
+    )
+    if version < len(STEPS):
+        await _step(connection, path, version, program)
+    if _size_bytes(path) <= CHECKED_BYTES_MAX:
+        found = await value(connection, "PRAGMA quick_check(1)")
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"database disk image is malformed: {found}")
+    return Opened(connection=connection)
+
+
+async def _step(connection: aiosqlite.Connection, path: Path, version: int, program: str) -> None:
+    """All steps that are missing, in one transaction; before it, a copy of a file that has rows."""
+    if version:
+        await _copy(connection, path.with_name(f"{path.name}.before-{len(STEPS)}"))
+    script = "".join(STEPS[version:])
+    await connection.executescript(
+        f"BEGIN IMMEDIATE; {script} PRAGMA user_version={len(STEPS)}; PRAGMA application_id={APPLICATION_ID}; COMMIT;"
+    )
+    await connection.execute("INSERT OR REPLACE INTO meta VALUES ('program', ?)", (program,))
+
+
+async def _copy(connection: aiosqlite.Connection, copy: Path) -> None:
+    part = copy.with_name(f"{copy.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        _make_private(part)
+        await connection.execute("VACUUM INTO ?", (str(part),))
+        part.replace(copy)
+    except (sqlite3.Error, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise HistoryUnavailable(
+            f"the history needs a copy of itself, {copy}, before this version may change it, and it could not be "
+            f"made: {error}; make room for it"
+        ) from error
+    log.info("The history was copied before its tables change", extra={"copy": str(copy)})
+
+
+def _size_bytes(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _make_private(path: Path) -> None:
+    """Makes an empty file with mode 0600; SQLite gives what it keeps beside it the same mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise HistoryUnavailable(f"the history cannot be kept in {path}: {error.strerror}; make it writable") from None
