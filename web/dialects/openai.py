@@ -185,10 +185,12 @@ class _Progress:
         self.finish_reason: FinishReason | None = None
         self.is_continued = False  # it has started before: another peer goes on with it
         self._completion_tokens = 0
+        self._told_usage: Usage | None = None  # by a server that is no peer, whose tokens cannot be counted
         self._has_started = False
 
     def add(self, chunk: Chunk) -> None:
         self._completion_tokens += len(chunk.tokens)
+        self._told_usage = chunk.usage or self._told_usage
         if chunk.started is not None:
             self.is_continued, self._has_started = self._has_started, True
             self.started = chunk.started
@@ -202,7 +204,7 @@ class _Progress:
 
     @property
     def usage(self) -> Usage:
-        return Usage(
+        return self._told_usage or Usage(
             prompt_tokens=self.started.prompt_tokens,
             completion_tokens=self._completion_tokens,
             cached_tokens=self.started.cached_tokens,
