@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,10 @@ class MeshOverview:
         neighbours: Neighbours,
         is_draining: Callable[[], bool],
         clock: Callable[[], float],
+        notes: Callable[[str], Mapping[str, Any]] = lambda peer: {},
     ) -> None:
+        """`notes`: what people wrote about a peer: custom_name, tags, notes, is_cordoned."""
+        self._notes = notes
         self._agent = agent
         self._home = home
         self._meeting = meeting
@@ -82,6 +85,7 @@ class MeshOverview:
             [s for s in sights if wanted in (s.peer, str(uuid_of(s.peer)))],
             [s for s in sights if s.member.name == wanted],
             [s for s in sights if s.member.name.casefold() == wanted.casefold()],
+            [s for s in sights if self._notes(s.peer).get("custom_name") == wanted],
             [s for s in sights if len(wanted) >= PREFIX_MIN and _begins(s.peer, wanted)],
         ):
             if len(match) == 1:
@@ -142,8 +146,12 @@ class MeshOverview:
         inventory = self._neighbours.inventory(sight.peer)
         load = self._neighbours.load(sight.peer)
         view = sight.view
+        notes = self._notes(sight.peer)
         return self._peer(sight) | {
             "peer_id": sight.peer,
+            "custom_name": notes.get("custom_name"),
+            "tags": list(notes.get("tags") or ()),
+            "notes": notes.get("notes"),
             "joined_by": sight.member.via,
             "joined_at": sight.member.added_at,
             "added_by": self.name_of(sight.member.added_by),
@@ -196,6 +204,7 @@ class MeshOverview:
             "name": sight.member.name,
             "state": self._state(sight),
             "is_guest": sight.member.state == "guest",
+            "is_cordoned": bool(self._notes(sight.peer).get("is_cordoned")),
             "version": our_version() if view is None else view.about.version,
             "models": [model.id for model in inventory.models] if inventory is not None else [],
             "active_requests": load.active if load is not None and not is_gone else 0,
@@ -225,6 +234,7 @@ class MeshOverview:
         load = self._neighbours.load(sight.peer)
         state = self._state(sight)
         gpus = _devices(inventory)
+        notes = self._notes(sight.peer)
         seen_s = 0.0 if view is None or view.state == "alive" else self._clock() - view.since
         identity = str(uuid_of(sight.peer))
         return {
@@ -244,9 +254,10 @@ class MeshOverview:
             "gpu_count": sum(gpu["count"] for gpu in gpus),
             "gpu_model": gpus[0]["model"] if gpus else None,
             "loaded_models": [m.model for m in load.models if m.is_loaded] if load is not None else [],
-            "custom_name": None,
-            "tags": [],
-            "notes": None,
+            "custom_name": notes.get("custom_name"),
+            "tags": list(notes.get("tags") or ()),
+            "notes": notes.get("notes"),
+            "is_cordoned": bool(notes.get("is_cordoned")),
             "active_requests": load.active if load is not None else 0,
             "queued": load.queued if load is not None else 0,
         }

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from gossip.frames import Hello
-from gossip.identity import Identity, load_or_create
+from gossip.identity import Identity
 from gossip.roster import Roster
-from mesh.config import load
 from mesh.governing import Refused
-from mesh.neighbours import Neighbours
-from mesh.peering import Peering
-from mesh.report import Report
-
-
-def peering(folder: Path, gone: list[str], said: list[str] | None = None) -> Peering:
-    """A peer of that data folder, as it is at its start."""
-    identity = load_or_create(folder)
-
-    def nothing(*_: object) -> None:
-        return None
-
-    report = cast(Report, None)
-    made = Peering(
-        config=load({"data_dir": str(folder), "mdns": False}).config,
-        identity=identity,
-        neighbours=Neighbours(
-            me=identity.peer_id,
-            own=report,
-            clock=asyncio.get_running_loop().time,
-            name_of=str,
-            context_of=lambda peer: made.tls.client_context(peer),
-        ),
-        report=report,
-        announce=nothing if said is None else said.append,
-        fail=nothing,
-        is_draining=lambda: False,
-        came_back=nothing,
-        gone=gone.append,
-    )
-    return made
+from tests.fixtures.lone_peer import peering
 
 
 async def test_the_first_one_to_be_revoked_after_a_restart_is_gone_too(tmp_path: Path) -> None:
