@@ -38,7 +38,7 @@ _KEY_SHAPES = re.compile(r"\b(?:sk|hf|agt)[-_][A-Za-z0-9_-]{16,}|(?<=Bearer )[^\
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE_BUT_LINE_ENDS = re.compile(_UNPRINTABLE.pattern.replace(r"\x00-\x1f", r"\x00-\x09\x0b-\x1f"))
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_FILE_NAME = re.compile(r"llm-router-(\d{4}-\d{2}-\d{2})\.jsonl")
+_FILE_NAME = re.compile(r"llm-router-(\d{4}-\d{2}-\d{2})\.jsonl", re.ASCII)
 
 
 class Logs:
@@ -140,7 +140,7 @@ class JsonLines(logging.Formatter):
         line |= {name: self._clean(value) for name, value in _fields(record).items() if name not in line}
         if record.exc_info:
             line["traceback"] = self._redact(self.formatException(record.exc_info))
-        return _UNPRINTABLE.sub(_as_json_escape, json.dumps(line, ensure_ascii=False, default=str))
+        return as_written(line)
 
     def _clean(self, value: object) -> object:
         if value is None or isinstance(value, bool | int | float):
@@ -239,8 +239,18 @@ class DailyFile(logging.Handler):
 def expired(files: Iterable[Path], *, today: datetime.date, retention_days: int) -> list[Path]:
     """The log files, by their names, that are older than the retention."""
     first = today - datetime.timedelta(days=retention_days)
-    dated = ((path, match[1]) for path in files if (match := _FILE_NAME.fullmatch(path.name)))
-    return [path for path, day in dated if day < first.isoformat()]
+    return [path for path in files if (day := day_of(path)) is not None and day < first.isoformat()]
+
+
+def day_of(path: Path) -> str | None:
+    """The day (UTC, as 2026-11-23) whose lines this file holds, by its name; None for other files."""
+    match = _FILE_NAME.fullmatch(path.name)
+    return match[1] if match else None
+
+
+def as_written(value: object) -> str:
+    """JSON as it stands in a file: letters as they are, what steers a terminal as `\\uXXXX`."""
+    return _UNPRINTABLE.sub(_as_json_escape, json.dumps(value, ensure_ascii=False, default=str))
 
 
 class _Entry(logging.handlers.QueueHandler):
