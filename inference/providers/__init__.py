@@ -1,0 +1,1 @@
+"""Asking servers that are no peers: whoever answers OpenAI's API over HTTP."""
