@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 from aiohttp import web
 
 from inference.strict_json import parse_object
 from web.errors import HttpRefusal
-from web.inflight import IN_FLIGHT, InFlight
+from web.inflight import InFlight, in_flight_of
 from web.services import Limits
 
 T = TypeVar("T")
@@ -26,15 +27,33 @@ async def parsed_body(
 ) -> T:
     """What `parse` makes of the JSON object in the body. Raises InvalidRequest or HttpRefusal.
 
-    `in_flight` counts the bodies that are being read; None: that of the request's application.
+    `in_flight` counts the bodies that are being read; None: what counts the request.
     """
     _check_content_type(request)
     window_bits = _window_bits(request)
-    with _Share(request.app[IN_FLIGHT] if in_flight is None else in_flight, limits.bodies_bytes) as share:
+    with _Share(in_flight_of(request) if in_flight is None else in_flight, limits.bodies_bytes) as share:
         data = await _read(request, limits, share)
         if window_bits is None and len(data) <= INLINE_BYTES_MAX:
             return parse(parse_object(data))
         return await asyncio.to_thread(_inflated_and_parsed, data, window_bits, limits.body_bytes, parse)
+
+
+@asynccontextmanager
+async def held_body(request: web.Request, limits: Limits) -> AsyncIterator[bytes]:
+    """The body as bytes, for somebody else to parse: decompressed, and counted with the others until the block ends.
+
+    Empty where there is none. Raises HttpRefusal.
+    """
+    if not request.body_exists:
+        yield b""
+        return
+    _check_content_type(request)
+    window_bits = _window_bits(request)
+    with _Share(in_flight_of(request), limits.bodies_bytes) as share:
+        data = await _read(request, limits, share)
+        if window_bits is not None:
+            data = await asyncio.to_thread(inflated, data, window_bits, limits.body_bytes)
+        yield data
 
 
 class _Share:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from aiohttp import web
 
 from inference.errors import InvalidRequest
-from inference.openai.fields import Fields, missing
 from web.body import parsed_body
+from web.route import Answer, Operation
 from web.services import ModelView, Services
+from web.shapes import Text, checked
 
 # Linux allows paths of 4,096 bytes.
 PATH_LENGTH_MAX = 4096
@@ -65,19 +66,87 @@ def model_json(view: ModelView) -> dict[str, Any]:
 
 
 def _import_arguments(body: dict[str, Any]) -> tuple[str, str | None]:
-    fields = Fields(body)
-    path = _required(fields, "path", PATH_LENGTH_MAX)
-    return path, fields.string("name", NAME_LENGTH_MAX)
+    asked = checked(Import, body)
+    return _filled("path", asked["path"]), asked.get("name")
 
 
 def _model_argument(body: dict[str, Any]) -> str:
-    return _required(Fields(body), "model", NAME_LENGTH_MAX)
+    return _filled("model", checked(ModelName, body)["model"])
 
 
-def _required(fields: Fields, name: str, length_max: int) -> str:
-    value = fields.string(name, length_max)
-    if value is None:
-        raise missing(name)
+def _filled(name: str, value: str) -> str:
     if not value:
         raise InvalidRequest(f"Invalid '{name}': it is empty.", param=name, code="invalid_value")
     return value
+
+
+# -- what is asked and answered
+
+
+class Import(TypedDict):
+    """A GGUF file on this machine, and what it is called here (None: as the file is)."""
+
+    path: Annotated[str, Text(PATH_LENGTH_MAX)]
+    name: NotRequired[Annotated[str, Text(NAME_LENGTH_MAX)] | None]
+
+
+class ModelName(TypedDict):
+    """An id, an alias, or the stem of a file's name."""
+
+    model: Annotated[str, Text(NAME_LENGTH_MAX)]
+
+
+class Loaded(TypedDict):
+    """It is in memory."""
+
+    model: str
+    loaded: bool
+
+
+class Unloaded(TypedDict):
+    """It is not in memory any more."""
+
+    model: str
+    was_loaded: bool
+
+
+class Removed(TypedDict):
+    """Its file is gone from this machine."""
+
+    model: str
+    removed: bool
+
+
+class Stopping(TypedDict):
+    """The peer ends when its running requests have."""
+
+    stopping: bool
+
+
+STATUS = Operation(summary="This peer", tag="peer", answers={200: Answer(shape=dict[str, Any])})
+PS = Operation(summary="Models in memory and running requests", tag="peer", answers={200: Answer(shape=dict[str, Any])})
+MODELS = Operation(summary="Models that can be used", tag="models", answers={200: Answer(shape=list[ModelView])})
+IMPORT = Operation(
+    summary="Take a file of this machine as a model",
+    tag="models",
+    body=Import,
+    answers={201: Answer(shape=ModelView)},
+    errors=(404, 409, 507),
+)
+LOAD = Operation(
+    summary="Load a model here", tag="models", body=ModelName, answers={200: Answer(shape=Loaded)}, errors=(404, 409)
+)
+UNLOAD = Operation(
+    summary="Unload a model here",
+    tag="models",
+    body=ModelName,
+    answers={200: Answer(shape=Unloaded)},
+    errors=(404, 409),
+)
+REMOVE = Operation(
+    summary="Remove a model from this machine",
+    tag="models",
+    answers={200: Answer(shape=Removed)},
+    errors=(404, 409),
+)
+SHUTDOWN = Operation(summary="End this peer", tag="peer", answers={202: Answer(shape=Stopping)})

@@ -74,3 +74,11 @@ class InFlight:
 
 
 IN_FLIGHT = web.AppKey("in_flight", InFlight)
+OWN_IN_FLIGHT = web.RequestKey("in_flight", InFlight)
+"""Set on a request whose application, the peer port's, counts none itself."""
+
+
+def in_flight_of(request: web.Request) -> InFlight:
+    """What counts `request`."""
+    own = request.get(OWN_IN_FLIGHT)
+    return request.app[IN_FLIGHT] if own is None else own

@@ -1,38 +1,28 @@
 """The mesh over HTTP: who is in it, who wants in, the door, invitations, and who goes.
 
-Reading is for programs on this machine, and addresses are blank unless they hold the control token; what changes
-anything needs that token. Nothing is decided here: `services.mesh` does, and says what cannot be.
+Addresses are blank unless an administrator asks, and only an administrator changes anything; into another mesh, or out
+of this one, leads only the command line of the machine itself. Nothing is decided here: `services.mesh` does, and says
+what cannot be.
 
-What the routes and the command line read in the facet's answers (more is passed on as it is):
-
-    overview  {mesh_id, name, term, coordinator: {id, name} | null, self: {id, name}, door: {open, seconds_left},
-               peers: [PEER], guests_waiting, joins_waiting,
-               joining: null | {state: asking | denied | expired | failed, name, members, digits, seconds_left, reason}}
-    PEER      {id, name, state, is_guest, version, models: [id], active_requests, queued, since_s, ip_address}
-              this peer among them, first; state: alive, suspect, dead, left, draining, wrong-version, unknown
-    agents    F164's fields, and state, active_requests, queued
-    peer      PEER and what else is known of it
-    joins     [{id, name, digits: "481 920", seconds_left, address}]
-    door      {open, seconds_left}
-    invite    {line, command, expires_at}       command: `llm-router join 'llmr1-...'`
-    join      {state: joined | asking, name, members, digits?, seconds_left?}
-    leave     {name}                            the mesh that was left
-    approve, deny, rename, revoke, trust: {id, name}
+What the routes and the command line read in the facet's answers stands at the end, as types; more is passed on as it
+is.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
 
 from aiohttp import web
 
-from inference.openai.fields import Fields, bad_value, missing
+from inference.openai.fields import bad_value
 from web.body import parsed_body
 from web.border import CALLER
 from web.errors import HttpRefusal
+from web.route import Answer, Operation
 from web.services import MeshFacet, Services
+from web.shapes import Number, Text, checked
 
 MINUTES_MAX = 1440.0
 USES_MAX = 1000
@@ -42,7 +32,7 @@ NAME_LENGTH_MAX = 64
 WHO_LENGTH_MAX = 128
 # A token has about 120 characters, and carries the addresses of its peer.
 TO_LENGTH_MAX = 4096
-# What is blank for callers that do not hold the control token, wherever it stands in an answer.
+# What is blank for callers that are no administrators, wherever it stands in an answer.
 _ADDRESSES: dict[str, Any] = {"ip_address": "", "address": "", "addresses": []}
 
 T = TypeVar("T")
@@ -63,7 +53,7 @@ class MeshRoutes:
 
     async def peer(self, request: web.Request) -> web.Response:
         """Everything known of one; `{id}` is an id, a unique prefix of six, or a name."""
-        found = self._mesh.peer(_who(request))
+        found = self._mesh.peer(who_of(request))
         return _shown(request, found | {"agent_id": found["id"], "node_id": found["id"]})
 
     async def identity(self, request: web.Request) -> web.Response:
@@ -98,13 +88,13 @@ class MeshRoutes:
 
     async def rename(self, request: web.Request) -> web.Response:
         mesh = self._mesh
-        return web.json_response(await mesh.rename(_who(request), await self._body(request, _new_name)))
+        return web.json_response(await mesh.rename(who_of(request), await self._body(request, _new_name)))
 
     async def revoke(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._mesh.revoke(_who(request)))
+        return web.json_response(await self._mesh.revoke(who_of(request)))
 
     async def trust(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._mesh.trust(_who(request)))
+        return web.json_response(await self._mesh.trust(who_of(request)))
 
     @property
     def _mesh(self) -> MeshFacet:
@@ -134,12 +124,12 @@ def without_addresses(value: Any) -> Any:
 
 
 def _shown(request: web.Request, answer: Any) -> web.Response:
-    """F75: addresses only for who holds the control token."""
-    is_control = request[CALLER].key_id == "control"
-    return web.json_response(answer if is_control else without_addresses(answer))
+    """F75: addresses only for an administrator."""
+    return web.json_response(answer if request[CALLER].is_admin else without_addresses(answer))
 
 
-def _who(request: web.Request) -> str:
+def who_of(request: web.Request) -> str:
+    """Whom `{id}` of the path means, as it was written. Raises InvalidRequest."""
     who = request.match_info["id"]
     if not who.isprintable() or len(who) > WHO_LENGTH_MAX:
         raise bad_value("id", f"expected up to {WHO_LENGTH_MAX} printable characters")
@@ -147,41 +137,216 @@ def _who(request: web.Request) -> str:
 
 
 def _minutes(body: dict[str, Any]) -> float:
-    minutes = Fields(body).decimal("minutes", 0, MINUTES_MAX)
-    if minutes is None:
-        raise missing("minutes")
-    return minutes
+    return checked(DoorChange, body)["minutes"]
 
 
 def _digits_or_id(body: dict[str, Any]) -> str:
-    return normal_digits(_text(body, "who", WHO_LENGTH_MAX))
+    return normal_digits(checked(Asker, body)["who"].strip())
 
 
 def _uses_and_hours(body: dict[str, Any]) -> tuple[int, float]:
     """One use and a day unless said otherwise."""
-    fields = Fields(body)
-    uses, hours = fields.integer("uses", 1, USES_MAX), fields.decimal("hours", 0, HOURS_MAX)
+    asked = checked(Invitation, body)
+    uses, hours = asked.get("uses"), asked.get("hours")
     if hours == 0:
         raise bad_value("hours", "expected more than 0")
     return uses or 1, hours or 24.0
 
 
 def _destination(body: dict[str, Any]) -> str:
-    return _text(body, "to", TO_LENGTH_MAX)
+    return checked(Destination, body)["to"].strip()
 
 
 def _new_name(body: dict[str, Any]) -> str:
-    return _text(body, "name", NAME_LENGTH_MAX)
+    return checked(NewName, body)["name"].strip()
 
 
-def _text(body: dict[str, Any], name: str, length_max: int) -> str:
-    """A required line of printable text, without space around it."""
-    value = Fields(body).string(name, length_max)
-    if value is None:
-        raise missing(name)
-    value = value.strip()
-    if not value:
-        raise bad_value(name, "it is empty")
-    if not value.isprintable():
-        raise bad_value(name, "it holds characters that cannot be printed")
-    return value
+# -- what is asked and answered
+
+
+class DoorChange(TypedDict):
+    """For how long the door is open; 0 shuts it."""
+
+    minutes: Annotated[float, Number(0, MINUTES_MAX)]
+
+
+class Asker(TypedDict):
+    """A machine that asks to join, by the six digits it shows or the id of its request."""
+
+    who: Annotated[str, Text(WHO_LENGTH_MAX, is_line=True)]
+
+
+class Invitation(TypedDict):
+    """One use and 24 hours unless said otherwise."""
+
+    uses: NotRequired[Annotated[int, Number(1, USES_MAX)] | None]
+    hours: NotRequired[Annotated[float, Number(0, HOURS_MAX)] | None]
+
+
+class Destination(TypedDict):
+    """The line of an invitation, or the address of a member."""
+
+    to: Annotated[str, Text(TO_LENGTH_MAX, is_line=True)]
+
+
+class NewName(TypedDict):
+    """What the machine is called from now on."""
+
+    name: Annotated[str, Text(NAME_LENGTH_MAX, is_line=True)]
+
+
+class Named(TypedDict):
+    """A machine."""
+
+    id: str
+    name: str
+
+
+class Door(TypedDict):
+    """While it is open, machines on the same network join by themselves."""
+
+    open: bool
+    seconds_left: float
+
+
+class Peer(TypedDict):
+    """A member. `state`: alive, suspect, dead, left, draining, wrong-version, unknown. Addresses are an admin's."""
+
+    id: str
+    name: str
+    state: str
+    is_guest: bool
+    version: str
+    models: list[str]
+    active_requests: int
+    queued: int
+    since_s: float
+    ip_address: NotRequired[str]
+
+
+class Joining(TypedDict):
+    """This machine asks to join another mesh."""
+
+    state: str
+    name: str
+    members: int
+    digits: str | None
+    seconds_left: NotRequired[float | None]
+    reason: NotRequired[str | None]
+
+
+class Mesh(TypedDict):
+    """The mesh as this peer sees it; its first peer is this one."""
+
+    mesh_id: str
+    name: str
+    term: int
+    coordinator: Named | None
+    self: Named
+    door: Door
+    peers: list[Peer]
+    guests_waiting: int
+    joins_waiting: int
+    joining: Joining | None
+
+
+class Agent(TypedDict):
+    """A peer or a registered server, as the reference has them. `state` is finer than `status`."""
+
+    id: str
+    machine_name: str
+    ip_address: str
+    runtime_version: str | None
+    runtime_port: int | None
+    status: Literal["online", "offline"]
+    registered_at: str
+    last_seen: str
+    gpu_available: bool
+    gpu_devices: list[dict[str, Any]]
+    gpu_count: int
+    gpu_model: str | None
+    loaded_models: list[str]
+    custom_name: str | None
+    tags: list[str]
+    notes: str | None
+    state: NotRequired[str]
+    active_requests: NotRequired[int]
+    queued: NotRequired[int]
+
+
+class OneAgent(TypedDict):
+    """Everything known of one, its id under every name it ever had."""
+
+    id: str
+    agent_id: str
+    node_id: str
+
+
+class Asking(TypedDict):
+    """A machine that asks to join, and the digits it shows."""
+
+    id: str
+    name: str
+    digits: str
+    seconds_left: float
+    address: str
+
+
+class Invited(TypedDict):
+    """`line` is a secret until it is used; `command` is to be typed on the new machine."""
+
+    line: str
+    command: str
+    expires_at: float
+
+
+OVERVIEW = Operation(summary="The mesh", tag="mesh", answers={200: Answer(shape=Mesh)}, errors=(404,))
+AGENTS = Operation(
+    summary="Peers and registered servers", tag="agents", answers={200: Answer(shape=list[Agent])}, errors=(404,)
+)
+AGENT = Operation(
+    summary="One peer or registered server", tag="agents", answers={200: Answer(shape=OneAgent)}, errors=(404,)
+)
+IDENTITY = Operation(
+    summary="Who this machine is", tag="mesh", answers={200: Answer(shape=dict[str, Any])}, errors=(404,)
+)
+JOINS = Operation(
+    summary="Machines that ask to join", tag="mesh", answers={200: Answer(shape=list[Asking])}, errors=(404,)
+)
+DOOR = Operation(
+    summary="Open or shut the door",
+    tag="mesh",
+    body=DoorChange,
+    answers={200: Answer(shape=Door)},
+    errors=(404, 409),
+)
+APPROVE = Operation(
+    summary="Let a machine in", tag="mesh", body=Asker, answers={200: Answer(shape=Named)}, errors=(404, 409)
+)
+DENY = Operation(
+    summary="Turn a machine away", tag="mesh", body=Asker, answers={200: Answer(shape=Named)}, errors=(404, 409)
+)
+INVITE = Operation(
+    summary="Make an invitation", tag="mesh", body=Invitation, answers={201: Answer(shape=Invited)}, errors=(404, 409)
+)
+JOIN = Operation(
+    summary="Join another mesh",
+    tag="mesh",
+    body=Destination,
+    answers={200: Answer(shape=dict[str, Any])},
+    errors=(404, 409, 502, 504),
+)
+LEAVE = Operation(summary="Leave the mesh", tag="mesh", answers={200: Answer(shape=dict[str, Any])}, errors=(404, 409))
+RENAME = Operation(
+    summary="Give a machine another name",
+    tag="mesh",
+    body=NewName,
+    answers={200: Answer(shape=Named)},
+    errors=(404, 409),
+)
+REVOKE = Operation(
+    summary="Exclude a machine for good", tag="mesh", answers={200: Answer(shape=Named)}, errors=(404, 409)
+)
+TRUST = Operation(
+    summary="Make a guest a full member", tag="mesh", answers={200: Answer(shape=Named)}, errors=(404, 409)
+)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+from typing import Literal, TypedDict
 
 from aiohttp import web
 
+from web.route import Answer, Operation
 from web.services import Services
 
 _CONTENT_SECURITY_POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -60,3 +62,33 @@ class PageRoutes:
         )
         headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
         return web.Response(text=page, content_type="text/html", headers=headers)
+
+
+class Health(TypedDict):
+    """The event loop turns."""
+
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    """Whether listener and store are open."""
+
+    status: Literal["ready", "starting"]
+
+
+class WellKnown(TypedDict):
+    """What a peer asks an address before it knocks at the peer port."""
+
+    version: str
+    mesh: str | None
+    peer_port: int | None
+
+
+HEALTH = Operation(summary="Is it alive", tag="about", answers={200: Answer(shape=Health)})
+READY = Operation(summary="Can it be asked", tag="about", answers={200: Answer(shape=Ready), 503: Answer(shape=Ready)})
+METRICS = Operation(
+    summary="Counters of this peer for Prometheus", tag="about", answers={200: Answer(media=("text/plain",))}
+)
+WELL_KNOWN = Operation(summary="Which mesh this is", tag="about", answers={200: Answer(shape=WellKnown)})
+ROOT = Operation(summary="To the dashboard", tag="about", answers={302: Answer(headers=("Location",))})
+DASHBOARD = Operation(summary="The dashboard", tag="about", answers={200: Answer(media=("text/html",))})

@@ -43,6 +43,11 @@ class Caller:
     deadline_s: float | None = None
     explain: bool = False
 
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may do everything: a login as admin, a key with the scope `admin`, the control token."""
+        return self.key_id == "control" or self.role == "admin" or "admin" in self.scopes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatFacet:

@@ -1,0 +1,82 @@
+"""The ingress side of passing on: what another peer answers goes to it in one hop, and its answer comes back as it is.
+
+A route's owner stands in the route table. The guards have let the caller in before anything here runs; its key or
+cookie stays here, and the owner hears who it is (web.passed). Bodies are bounded as everywhere, answers are handed on
+as they come, no faster than the client reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from urllib.parse import quote
+
+from aiohttp import web
+
+from inference.openai.fields import bad_value
+from web.body import held_body
+from web.border import CALLER, REQUEST_ID, Handler
+from web.download import downloaded
+from web.route import Route
+from web.services import Passed, PassedAnswer, Services
+
+# What the owner may say besides status and body; everything else is the ingress's own to say.
+_KEPT = ("content-type", "content-disposition", "retry-after")
+# What its handlers read besides the body.
+_PASSED = ("x-agent-token",)
+
+_Way = Callable[[Passed], AbstractAsyncContextManager[PassedAnswer]]
+
+
+class PassingOn:
+    """Makes the handler of each route that has an owner."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def handler_of(self, route: Route) -> Handler:
+        """What answers `route` on this peer: its own handler, here or at its owner."""
+        passing = self._services.passing
+        if route.owned is None or passing is None:
+            return route.handler
+
+        async def at_the_coordinator(request: web.Request) -> web.StreamResponse:
+            if passing.is_owner():
+                return await route.handler(request)
+            return await self._passed(request, route, passing.to_owner)
+
+        async def at_that_peer(request: web.Request) -> web.StreamResponse:
+            who = request.match_info["id"]
+            if passing.is_this_peer(who):
+                return await route.handler(request)
+            return await self._passed(request, route, lambda passed: passing.to_peer(who, passed))
+
+        return at_the_coordinator if route.owned == "coordinator" else at_that_peer
+
+    async def _passed(self, request: web.Request, route: Route, way: _Way) -> web.StreamResponse:
+        async with held_body(request, self._services.limits) as body:
+            passed = Passed(
+                method=route.method,
+                target=_target(request, route),
+                body=body,
+                content_type="application/json",
+                caller=request[CALLER],
+                request_id=request[REQUEST_ID],
+                headers={name: request.headers[name] for name in _PASSED if name in request.headers},
+            )
+            async with way(passed) as answer:
+                headers = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
+                if answer.status == 401:
+                    headers["WWW-Authenticate"] = "Bearer"
+                return await downloaded(request, status=answer.status, headers=headers, chunks=answer.chunks)
+
+
+def _target(request: web.Request, route: Route) -> str:
+    """Path and query as the owner's table has them, whatever way the client wrote them."""
+    path = route.path
+    for name, value in request.match_info.items():
+        if value in (".", ".."):  # clients of HTTP take such a segment out, and ask for something else
+            raise bad_value(name, "it names nobody")
+        path = path.replace("{" + name + "}", quote(value, safe=""))
+    query = request.rel_url.raw_query_string
+    return f"{path}?{query}" if query else path
