@@ -189,11 +189,12 @@ class EmbeddingRequest:
 class Embeddings:
     """`vectors[i]` are the little-endian float32 bytes, L2-normalized, of input i; `dim` floats each.
 
-    `peer` made them, at which of the `attempts`.
+    `peer` made them (its name; `peer_id` its id), at which of the `attempts`.
     """
 
     vectors: tuple[bytes, ...]
     dim: int
     prompt_tokens: int
     peer: str = ""
+    peer_id: str = ""
     attempts: int = 1

@@ -189,7 +189,8 @@ class Dispatcher:
                     continue
                 record.prompt_tokens = answer.prompt_tokens
                 record.is_complete = True
-                return replace(answer, peer=step.candidate.name, attempts=step.attempt)
+                candidate = step.candidate
+                return replace(answer, peer=candidate.name, peer_id=candidate.peer, attempts=step.attempt)
 
     def active(self) -> list[ActiveRequest]:
         """What this peer is busy with, oldest first: its own clients' requests, then those of other peers."""

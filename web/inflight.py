@@ -42,13 +42,17 @@ class InFlight:
             if not self._tasks:
                 self._is_empty.set()
 
+    def is_stopping(self, request: web.BaseRequest) -> bool:
+        """True when running requests are being ended by `stop`, and the caller of this one still listens."""
+        transport = request.transport
+        return self._is_stopping and transport is not None and not transport.is_closing()
+
     def was_stopped(self, request: web.BaseRequest) -> bool:
         """Tells, in a handler that was cancelled, that it was by `stop` and the caller still listens.
 
         The cancellation is taken back then: the handler goes on, to say so to the caller.
         """
-        transport = request.transport
-        if not self._is_stopping or transport is None or transport.is_closing():
+        if not self.is_stopping(request):
             return False
         task = asyncio.current_task()
         assert task is not None

@@ -134,6 +134,7 @@ def embedding_call(body: dict[str, Any], ingress: Ingress) -> EmbeddingCall:
     if encoding not in ("float", "base64"):
         raise not_one_of("encoding_format", encoding, ("float", "base64"))
     fields.string("user")
+    fields.boolean("store")  # whether the request may be recorded: that is for who keeps the history
     _finish(fields)
     request = EmbeddingRequest(id=ingress.id, model=model, inputs=inputs, dimensions=dimensions)
     return EmbeddingCall(request=request, encoding=encoding)
@@ -195,6 +196,7 @@ def _call(
     include_usage = _include_usage(fields, stream)
     ignore_eos = fields.boolean("ignore_eos") or False
     fields.string("user")
+    fields.boolean("store")  # whether the request may be recorded: that is for who keeps the history
     _finish(fields)
     generation = Generation(
         id=ingress.id,

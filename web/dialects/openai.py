@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from aiohttp import web
 
@@ -36,7 +36,8 @@ from web.body import parsed_body
 from web.border import CALLER, REQUEST_ID
 from web.errors import HttpRefusal
 from web.inflight import IN_FLIGHT
-from web.services import Caller, ModelView, Services
+from web.recording import Recorded, recorded
+from web.services import Asked, Caller, ModelView, Services
 from web.sse import EventStream
 
 _log = logging.getLogger(__name__)
@@ -72,11 +73,26 @@ class OpenAIRoutes:
 
     async def embeddings(self, request: web.Request) -> web.Response:
         ingress = _ingress(request)
-        call = await parsed_body(request, self._services.limits, lambda body: embedding_call(body, ingress))
-        view = self._resolved(call.request.model, ("embedding",))
-        answer = await self._services.chat.embed(replace(call.request, model=view.id), request[CALLER])
-        body = await asyncio.to_thread(embeddings_json, answer, call.request.model, call.encoding)
-        headers = _who(answer.peer or self._services.state.name, answer.attempts)
+        asked_for, call = await parsed_body(
+            request, self._services.limits, lambda body: (body, embedding_call(body, ingress))
+        )
+        asked = _asked(request, "embeddings", call.request.model, asked_for, is_stream=False)
+        async with recorded(request, self._services.history, asked) as record:
+            view = self._resolved(call.request.model, ("embedding",))
+            answer = await self._services.chat.embed(replace(call.request, model=view.id), request[CALLER])
+            body = await asyncio.to_thread(embeddings_json, answer, call.request.model, call.encoding)
+            peer = answer.peer or self._services.state.name
+            record.started(
+                Started(
+                    prompt_tokens=answer.prompt_tokens,
+                    cached_tokens=0,
+                    peer=peer,
+                    peer_id=answer.peer_id,
+                    attempts=answer.attempts,
+                )
+            )
+            await record.succeeded(None, Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=0))
+        headers = _who(peer, answer.attempts)
         return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:
@@ -90,51 +106,66 @@ class OpenAIRoutes:
         self, request: web.Request, parse: Callable[[dict[str, Any], Ingress], GenerationCall]
     ) -> web.StreamResponse:
         ingress = _ingress(request)
-        call = await parsed_body(request, self._services.limits, lambda body: parse(body, ingress))
-        asked = call.generation
-        view = self._resolved(asked.model, ("chat",) if asked.kind == "chat" else ("completion", "chat"))
-        head = AnswerHead(kind=asked.kind, request_id=ingress.id, model=asked.model, created=int(ingress.now))
-        generation = replace(asked, model=view.id)
-        if call.stream:
-            return await self._streamed(request, generation, head, include_usage=call.include_usage)
-        return await self._whole(request, generation, head)
+        body, call = await parsed_body(request, self._services.limits, lambda body: (body, parse(body, ingress)))
+        wanted = call.generation
+        asked = _asked(request, wanted.kind, wanted.model, body, is_stream=call.stream)
+        del body  # history has it now, and may be done with it long before the answer is made
+        async with recorded(request, self._services.history, asked) as record:
+            view = self._resolved(wanted.model, ("chat",) if wanted.kind == "chat" else ("completion", "chat"))
+            head = AnswerHead(kind=wanted.kind, request_id=ingress.id, model=wanted.model, created=int(ingress.now))
+            generation = replace(wanted, model=view.id)
+            if call.stream:
+                return await self._streamed(request, record, generation, head, include_usage=call.include_usage)
+            return await self._whole(request, record, generation, head)
 
-    async def _whole(self, request: web.Request, generation: Generation, head: AnswerHead) -> web.Response:
-        progress = _Progress()
-        pieces = []
+    async def _whole(
+        self, request: web.Request, record: Recorded, generation: Generation, head: AnswerHead
+    ) -> web.Response:
+        progress = _Progress(record)
         async with self._chunks(generation, request[CALLER]) as chunks:
             async for chunk in chunks:
                 progress.add(chunk)
-                pieces.append(chunk.text)
-        body = whole(head, "".join(pieces), progress.check_finished(), progress.usage)
+        body = whole(head, progress.text, progress.check_finished(), progress.usage)
+        await record.succeeded(body, progress.usage)
         return web.json_response(body, headers=_origin_headers(progress.started))
 
     async def _streamed(
-        self, request: web.Request, generation: Generation, head: AnswerHead, *, include_usage: bool
+        self, request: web.Request, record: Recorded, generation: Generation, head: AnswerHead, *, include_usage: bool
     ) -> web.StreamResponse:
         """An error before the first byte is raised, and becomes a status; after it, an event without [DONE]."""
-        writer = EventWriter(head, include_usage=include_usage)
         async with EventStream(request, self._services.limits.heartbeat_s) as stream:
             try:
-                await self._fill(stream, writer, generation, request[CALLER], include_usage=include_usage)
+                await self._fill(stream, record, generation, head, request[CALLER], include_usage=include_usage)
             except ConnectionError:
                 raise
             except asyncio.CancelledError:
                 if not stream.is_open or not request.app[IN_FLIGHT].was_stopped(request):
                     raise
-                await stream.send(error_event(StreamInterrupted("This peer is stopping.")))
+                stopping = StreamInterrupted("This peer is stopping.")
+                await record.failed(stopping, stream.response.status)
+                await stream.send(error_event(stopping))
             except Exception as error:
                 await stream.hush()
                 if not stream.is_open:
                     raise
-                await stream.send(error_event(_as_event(error, head.request_id)))
+                told = _as_event(error, head.request_id)
+                await record.failed(told, stream.response.status)
+                await stream.send(error_event(told))
         return stream.response
 
     async def _fill(
-        self, stream: EventStream, writer: EventWriter, generation: Generation, caller: Caller, *, include_usage: bool
+        self,
+        stream: EventStream,
+        record: Recorded,
+        generation: Generation,
+        head: AnswerHead,
+        caller: Caller,
+        *,
+        include_usage: bool,
     ) -> None:
         """Writes the whole stream, [DONE] included; each step of the engine is one write."""
-        progress = _Progress()
+        writer = EventWriter(head, include_usage=include_usage)
+        progress = _Progress(record)
         async with self._chunks(generation, caller) as chunks:
             async for chunk in chunks:
                 progress.add(chunk)
@@ -146,7 +177,7 @@ class OpenAIRoutes:
                     data += writer.finish(chunk.finish_reason)
                 if data:
                     await stream.send(data)
-        progress.check_finished()
+        await record.succeeded(whole(head, progress.text, progress.check_finished(), progress.usage), progress.usage)
         usage = writer.usage(progress.usage) if include_usage else b""
         await stream.send(usage + comment(_served_by(progress.started)) + DONE)
 
@@ -180,7 +211,9 @@ class OpenAIRoutes:
 class _Progress:
     """What has been seen of one answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Recorded) -> None:
+        self._record = record
+        self._pieces: list[str] = []
         self.started = Started(prompt_tokens=0, cached_tokens=0)
         self.finish_reason: FinishReason | None = None
         self.is_continued = False  # it has started before: another peer goes on with it
@@ -189,12 +222,18 @@ class _Progress:
         self._has_started = False
 
     def add(self, chunk: Chunk) -> None:
+        self._record.saw(chunk)
+        self._pieces.append(chunk.text)
         self._completion_tokens += len(chunk.tokens)
         self._told_usage = chunk.usage or self._told_usage
         if chunk.started is not None:
             self.is_continued, self._has_started = self._has_started, True
             self.started = chunk.started
         self.finish_reason = chunk.finish_reason or self.finish_reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
 
     def check_finished(self) -> FinishReason:
         """Why the answer ended. Raises StreamInterrupted when it did not."""
@@ -232,6 +271,26 @@ def model_object(view: ModelView) -> dict[str, Any]:
 def _ingress(request: web.Request) -> Ingress:
     now = time.time()
     return Ingress(id=request[REQUEST_ID], now=now, utc_offset_s=time.localtime(now).tm_gmtoff)
+
+
+def _asked(
+    request: web.Request,
+    kind: Literal["chat", "generate", "embeddings"],
+    model: str,
+    body: dict[str, Any],
+    *,
+    is_stream: bool,
+) -> Asked:
+    """The request as history has it. `store: false` is OpenAI's way to say that nothing of it is to be kept."""
+    return Asked(
+        request_id=request[REQUEST_ID],
+        kind=kind,
+        model=model,
+        body=body,
+        is_stream=is_stream,
+        caller=request[CALLER],
+        is_kept=body.get("store") is not False,
+    )
 
 
 def _refuse_clouds(name: str) -> None:
