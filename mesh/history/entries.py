@@ -130,6 +130,34 @@ def decode(data: bytes) -> Entry:
         raise BadEntry(f"an entry of kind {values[0]} with {len(values) - 1} fields, which are too few") from None
 
 
+def body_of(entry: Entry) -> bytes | None:
+    """The body that an entry carries, if any."""
+    if isinstance(entry, Start):
+        return entry.request_body
+    return entry.response_body if isinstance(entry, End) else None
+
+
+def body_span(data: bytes, entry: Entry) -> tuple[int, int] | tuple[None, None]:
+    """Where in its bytes the body of an entry begins, and how many bytes it has."""
+    body = body_of(entry)
+    if not body:
+        return None, None
+    at = len(data) - len(body) if data.endswith(body) else data.find(body)
+    return at, len(body)
+
+
+def without_body(data: bytes) -> bytes:
+    """The same entry with None for its body; fields that this program does not know stay. Raises BadEntry."""
+    entry = decode(data)
+    if body_of(entry) is None:
+        return data
+    name = "request_body" if isinstance(entry, Start) else "response_body"
+    values = msgpack.unpackb(data, raw=False)
+    values[1 + [field.name for field in dataclasses.fields(entry)].index(name)] = None
+    stripped: bytes = msgpack.packb(values)
+    return stripped
+
+
 def _plain(value: Any) -> Any:
     """What msgpack packs: texts within their limit and free of NUL, at which SQLite would end them."""
     if isinstance(value, str):

@@ -7,6 +7,7 @@ Bodies stay in the entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -20,23 +21,26 @@ STATES = ("running", "success", "error", "cancelled", "interrupted")
 """A record's `state` is the index here. Only ever added to."""
 KINDS = ("chat", "generate", "embeddings")
 RECORDINGS = ("full", "metadata")
+BAND_WIDTH = 1.1
+COUNT_MAX = 1 << 40
 BODIES_DROPPED = -1
 """In `body_bytes`: bodies were there, and went to make room."""
 
 # Of a Start or an End that was written twice (the disk failed while it said that it had written) the first one counts.
 # A Start is looked for in the log of its End only: the same id in two logs is two requests.
 INSERT_RECORD = (
-    "INSERT OR IGNORE INTO records (place, id, arrived, at, kind, model, client_ip, key, key_name, user, stream,"
-    " recording, body_bytes) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13"
+    "INSERT INTO records (place, id, arrived, at, kind, model, client_ip, key, key_name, user, stream,"
+    " recording, body_bytes, state, node, node_name, node_ip)"
+    " SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 0, 0, 0, 0"
     " WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?2 AND place BETWEEN ?14 AND ?1)"
 )
 END_RECORD = (
     "UPDATE records SET state = ?, ended = ?, end_place = ?, ended_at = ?, message = ?, code = ?, http_status = ?,"
     " node = ?, node_name = ?, node_ip = ?, attempts = ?, continued_on = ?, prompt_tokens = ?, completion_tokens = ?,"
-    " cached_tokens = ?, ttft_ms = ?, duration_ms = ?, body_bytes = body_bytes + ?"
+    " cached_tokens = ?, ttft_ms = ?, duration_ms = ?, duration_band = ?, body_bytes = body_bytes + ?"
     " WHERE id = ? AND place BETWEEN ? AND ? AND ended IS NULL"
 )
-INSERT_AUDIT = "INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_AUDIT = "INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(slots=True)
@@ -46,6 +50,16 @@ class Rows:
     starts: list[tuple[Any, ...]] = field(default_factory=list)
     ends: list[tuple[Any, ...]] = field(default_factory=list)
     audits: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+def band_of(duration_ms: int) -> int:
+    """The band of a duration, for percentiles without sorting: each is a tenth wider than the one before."""
+    return round(math.log1p(duration_ms) / math.log(BAND_WIDTH))
+
+
+def duration_of(band: int) -> float:
+    """The middle of that band in ms; at most 5 % from every duration in it."""
+    return math.expm1(band * math.log(BAND_WIDTH))
 
 
 def words_of(entry: Entry) -> Iterator[Word]:
@@ -95,11 +109,12 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
                 numbers["text", entry.node_ip],
                 entry.attempts,
                 " ".join(entry.continued_on),
-                entry.prompt_tokens,
-                entry.completion_tokens,
-                entry.cached_tokens,
-                entry.ttft_ms,
-                entry.duration_ms,
+                _bounded(entry.prompt_tokens),
+                _bounded(entry.completion_tokens),
+                _bounded(entry.cached_tokens),
+                _bounded(entry.ttft_ms),
+                _bounded(entry.duration_ms),
+                band_of(entry.duration_ms),
                 len(body) if body is not None else 0,
                 entry.id,
                 first,
@@ -121,3 +136,8 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
                 entry.detail,
             )
         )
+
+
+def _bounded(count: int | None) -> int | None:
+    """So that millions of them can be added up in 63 bits, whatever a peer says."""
+    return None if count is None else min(count, COUNT_MAX)

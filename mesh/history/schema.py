@@ -30,6 +30,10 @@ BUSY_TIMEOUT_S = 1.0
 CHECKED_BYTES_MAX = 64 * 2**20
 """Files up to this size are checked whole when they are opened: less than half a second."""
 SEQ_BITS = 40
+SEQ_MAX = (1 << SEQ_BITS) - 1
+HOUR_MS = 3_600_000
+
+TABLES = frozenset({"meta", "logs", "entries", "words", "records", "hours", "bands", "audits"})
 
 STEPS: tuple[str, ...] = (
     """
@@ -37,25 +41,58 @@ STEPS: tuple[str, ...] = (
     CREATE TABLE logs (
         no INTEGER PRIMARY KEY, peer TEXT NOT NULL, run INTEGER NOT NULL,
         low INTEGER NOT NULL, have INTEGER NOT NULL, UNIQUE (peer, run));
-    CREATE TABLE entries (place INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE entries (place INTEGER PRIMARY KEY, body_at INTEGER, body_bytes INTEGER, data BLOB NOT NULL);
     CREATE TABLE words (no INTEGER PRIMARY KEY, kind TEXT NOT NULL, text TEXT NOT NULL, UNIQUE (kind, text));
     CREATE TABLE records (
         place INTEGER PRIMARY KEY, id TEXT NOT NULL, arrived INTEGER NOT NULL, at INTEGER NOT NULL,
         kind INTEGER NOT NULL, model INTEGER NOT NULL, client_ip INTEGER NOT NULL, key INTEGER NOT NULL,
         key_name INTEGER NOT NULL, user INTEGER NOT NULL, stream INTEGER NOT NULL, recording INTEGER NOT NULL,
-        state INTEGER NOT NULL DEFAULT 0, ended INTEGER, end_place INTEGER, ended_at INTEGER, message TEXT,
-        code TEXT, http_status INTEGER, node INTEGER NOT NULL DEFAULT 0, node_name INTEGER NOT NULL DEFAULT 0,
-        node_ip INTEGER NOT NULL DEFAULT 0, attempts INTEGER, continued_on TEXT, prompt_tokens INTEGER,
-        completion_tokens INTEGER, cached_tokens INTEGER, ttft_ms INTEGER, duration_ms INTEGER,
-        body_bytes INTEGER NOT NULL);
+        state INTEGER NOT NULL, ended INTEGER, end_place INTEGER, ended_at INTEGER, message TEXT, code TEXT,
+        http_status INTEGER, node INTEGER NOT NULL, node_name INTEGER NOT NULL, node_ip INTEGER NOT NULL,
+        attempts INTEGER, continued_on TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER,
+        ttft_ms INTEGER, duration_ms INTEGER, duration_band INTEGER, body_bytes INTEGER NOT NULL);
     CREATE INDEX records_id ON records (id);
     CREATE INDEX records_at ON records (
-        at, state, model, node, node_name, key, key_name, arrived, ended,
-        prompt_tokens, completion_tokens, duration_ms, ended_at);
+        at, place, state, model, node, node_name, key, key_name, arrived, ended,
+        prompt_tokens, completion_tokens, duration_ms, duration_band);
+    CREATE INDEX records_open ON records (at) WHERE state = 0;
+    CREATE TABLE hours (
+        hour INTEGER, model INTEGER, node INTEGER, node_name INTEGER, key INTEGER, key_name INTEGER, state INTEGER,
+        requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+        duration_ms INTEGER NOT NULL,
+        PRIMARY KEY (hour, model, node, node_name, key, key_name, state)) WITHOUT ROWID;
+    CREATE TABLE bands (
+        hour INTEGER, band INTEGER, requests INTEGER NOT NULL, PRIMARY KEY (hour, band)) WITHOUT ROWID;
     CREATE TABLE audits (
         place INTEGER PRIMARY KEY, arrived INTEGER NOT NULL, at INTEGER NOT NULL, actor TEXT NOT NULL,
         actor_kind TEXT NOT NULL, ip TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL);
     CREATE INDEX audits_at ON audits (at);
+
+    -- `hours` and `bands` are the exact sums of the records that ended, whatever statement changes those. A record ends
+    -- once. Those that did not end are few, and `records_open` is their index.
+    CREATE TRIGGER records_ended AFTER UPDATE OF ended ON records BEGIN
+        INSERT INTO hours VALUES (
+            new.at / 3600000, new.model, new.node, new.node_name, new.key, new.key_name, new.state, 1,
+            ifnull(new.prompt_tokens, 0), ifnull(new.completion_tokens, 0), ifnull(new.duration_ms, 0))
+        ON CONFLICT (hour, model, node, node_name, key, key_name, state) DO UPDATE SET
+            requests = requests + 1, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+            completion_tokens = completion_tokens + excluded.completion_tokens,
+            duration_ms = duration_ms + excluded.duration_ms;
+        INSERT INTO bands VALUES (new.at / 3600000, new.duration_band, 1)
+        ON CONFLICT (hour, band) DO UPDATE SET requests = requests + 1;
+    END;
+    CREATE TRIGGER records_deleted AFTER DELETE ON records WHEN old.ended NOT NULL BEGIN
+        UPDATE hours SET
+            requests = requests - 1, prompt_tokens = prompt_tokens - ifnull(old.prompt_tokens, 0),
+            completion_tokens = completion_tokens - ifnull(old.completion_tokens, 0),
+            duration_ms = duration_ms - ifnull(old.duration_ms, 0)
+        WHERE (hour, model, node, node_name, key, key_name, state) = (
+            old.at / 3600000, old.model, old.node, old.node_name, old.key, old.key_name, old.state);
+        DELETE FROM hours WHERE requests = 0 AND (hour, model, node, node_name, key, key_name, state) = (
+            old.at / 3600000, old.model, old.node, old.node_name, old.key, old.key_name, old.state);
+        UPDATE bands SET requests = requests - 1 WHERE (hour, band) = (old.at / 3600000, old.duration_band);
+        DELETE FROM bands WHERE requests = 0 AND (hour, band) = (old.at / 3600000, old.duration_band);
+    END;
     """,
 )
 
@@ -68,16 +105,29 @@ class Opened:
     refusal: str = ""
 
 
-async def open_writer(path: Path, program: str) -> Opened:
+class Damaged(sqlite3.DatabaseError):
+    """The file is a database of ours, and not whole."""
+
+
+async def open_writer(path: Path, program: str, *, is_checked: bool = False) -> Opened:
     """Opens the file, makes it or brings it to this program's version. `program` is our version.
 
+    A database of another program is set aside. A small file is checked whole, unless it `is_checked`.
     Raises sqlite3.Error as it comes, and HistoryUnavailable when the folder cannot be used or the copy that comes
     before a change of the tables cannot be made.
     """
     _make_private(path)
     connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
-        return await _prepared(connection, path, program)
+        if await _is_foreign(connection):
+            await connection.close()
+            aside = set_aside(path, "foreign")
+            log.warning(
+                "Another program's database stood where the history is kept; it was set aside, unchanged",
+                extra={"path": str(path), "set_aside": str(aside)},
+            )
+            return await open_writer(path, program)
+        return await _prepared(connection, path, program, is_checked)
     except BaseException:
         await connection.close()
         raise
@@ -117,7 +167,13 @@ async def value(connection: aiosqlite.Connection, sql: str, *parameters: object)
     return rows[0][0] if rows else None
 
 
-async def _prepared(connection: aiosqlite.Connection, path: Path, program: str) -> Opened:
+async def _is_foreign(connection: aiosqlite.Connection) -> bool:
+    if await value(connection, "PRAGMA application_id") == APPLICATION_ID:
+        return False
+    return bool(await value(connection, "SELECT count(*) FROM sqlite_schema"))
+
+
+async def _prepared(connection: aiosqlite.Connection, path: Path, program: str, is_checked: bool) -> Opened:
     version = await value(connection, "PRAGMA user_version")
     assert isinstance(version, int)
     if version > len(STEPS):
@@ -137,10 +193,13 @@ async def _prepared(connection: aiosqlite.Connection, path: Path, program: str) 
     )
     if version < len(STEPS):
         await _step(connection, path, version, program)
-    if _size_bytes(path) <= CHECKED_BYTES_MAX:
+    tables = await connection.execute_fetchall("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    if missing := TABLES - {name for (name,) in tables}:
+        raise Damaged(f"{path} lacks {', '.join(sorted(missing))}")
+    if not is_checked and _size_bytes(path) <= CHECKED_BYTES_MAX:
         found = await value(connection, "PRAGMA quick_check(1)")
         if found != "ok":
-            raise sqlite3.DatabaseError(f"database disk image is malformed: {found}")
+            raise Damaged(f"{path} is damaged: {found}")
     return Opened(connection=connection)
 
 

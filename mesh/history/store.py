@@ -1,13 +1,13 @@
 """The store of the history on one machine: logs of opaque entries in SQLite, and the records that follow from them.
 
 One task writes. What is appended while a commit runs goes into the next one (group commit), and `append` returns once
-its entries are on the disk (WAL, synchronous=FULL). A copy of another peer's log takes entries in order only, so it is
-always a prefix of that log; `low` says up to where a log was retired, here and at its origin. Records, words and audits
-(mesh.history.projection) change in the same transaction as the entries that they follow from.
+its entries are on the disk (WAL, synchronous=FULL). A copy of another peer's log is always a prefix of it
+(mesh.history.prefixes). Records and totals (mesh.history.projection, mesh.history.schema) change in the same
+transaction as the entries that they follow from.
 
-A disk that is full or a file that is locked makes `append` and `take` raise HistoryUnavailable and change nothing; the
-next call tries again. A damaged file is set aside and a new one begun, under a new run: `was_rebuilt` tells the
-replication to fetch what others hold.
+A disk that is full or a file that is locked makes a call raise HistoryUnavailable and change nothing; the next call
+tries again. A damaged file is set aside and a new one begun, under a new run: `was_rebuilt` tells the replication to
+fetch what others hold, and what can still be read is kept (mesh.history.salvage).
 
 Not here: what is asked (mesh.history.query), when entries go (mesh.history.retention).
 Source: https://sqlite.org/wal.html; group commit: Gray and Reuter, Transaction Processing (1992), 9.4.7.
@@ -21,17 +21,19 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeVar
 
 import aiosqlite
 
-from mesh.history import projection, schema
+from mesh.history import schema
+from mesh.history.commit import Commit, Job, Words
+from mesh.history.database import Database, explained, is_damage, is_transient
 from mesh.history.entries import Entry, LogId, decode
 from mesh.history.errors import BadEntry, HistoryUnavailable
-from mesh.history.projection import Word
+from mesh.history.prefixes import Extent
+from mesh.history.salvage import salvage
 from mesh.history.schema import place
 from mesh.version import our_version
 
@@ -40,50 +42,22 @@ log = logging.getLogger(__name__)
 QUEUE_ENTRIES_MAX = 16_384
 QUEUE_BYTES_MAX = 128 * 2**20
 """What may wait for the disk. Fuller, and appending raises at once."""
-COMMIT_ENTRIES_MAX = 512
 COMMIT_BYTES_MAX = 4 * 2**20
-"""What goes into one commit, so that it takes less than 50 ms: measured 22,000 entries/s of 600 bytes."""
-CHORE_ROWS = 256
-"""Rows that a chore deletes in one commit: few, so that appends between two of them do not wait."""
-READERS = 3
-READ_TIMEOUT_S = 30.0
+COMMIT_WORK_S = 0.025
+COMMIT_ENTRIES = (32, 2048)
+"""A commit's statements should take half of 50 ms, the other half is the disk's: entries a commit, least and most."""
+PURGE_ENTRIES = 256
+"""Entries deleted in one commit: few, because appends wait meanwhile."""
+REOPEN_S = 1.0
+"""A file that cannot be opened is tried again this often."""
+CLOSE_S = 10.0
 REBUILDS_MAX = 3
 """In one life of the process: a disk that damages more files than that is not to be filled with them."""
-WORDS_MAX = 8_192
 
+T = TypeVar("T")
 
-@dataclass(slots=True)
-class _Log:
-    no: int
-    low: int
-    have: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _Job:
-    """Entries that wait for the disk: of the own log, or (`source`) from a copy of another one."""
-
-    items: Sequence[bytes]
-    entries: list[Entry | None]
-    source: LogId | None = None
-    first: int = 0
-    low: int = 0
-    done: asyncio.Future[int]
-    size_bytes: int
-
-
-Chore: TypeAlias = Callable[[aiosqlite.Connection], "asyncio.Future[bool]"]
-
-
-@dataclass(slots=True)
-class _Commit:
-    """What one transaction changes; becomes the truth in memory when it is committed."""
-
-    logs: dict[LogId, _Log]
-    arrived: int
-    entries: list[tuple[int, bytes]] = field(default_factory=list)
-    projected: list[tuple[Entry, int, int, int]] = field(default_factory=list)  # entry, place, first place, arrived
-    lowered: set[LogId] = field(default_factory=set)
+_CLOSED = "the history is closed: this peer stops"
+_NOTHING = Extent(no=0)
 
 
 class HistoryStore:
@@ -92,44 +66,58 @@ class HistoryStore:
     def __init__(self, path: Path, me: str, *, above: int, now_ms: Callable[[], int]) -> None:
         self.path = path
         self.was_rebuilt = False
+        """The file was damaged or gone, and a new one was begun: other peers may hold what it had."""
         self.trouble = ""
         """Why nothing can be written now; empty when all is well."""
         self._me = me
+        self._run = 0
         self._above = above
         self._now_ms = now_ms
-        self._run = 0
-        self._logs: dict[LogId, _Log] = {}
+        self._database = Database(path, our_version())
+        self._refusal = ""  # why nothing will be written in this life of the process
+        self._reopen_at = 0.0
+        self._rebuilds = 0
+        self._damage = ""
+        self._logs: dict[LogId, Extent] = {}
         self._arrived = 0
-        self._words: dict[Word, int] = {}
-        self._writer: aiosqlite.Connection | None = None
-        self._readers: list[aiosqlite.Connection] = []
-        self._read_slots = asyncio.Semaphore(READERS)
-        self._queue: deque[_Job] = deque()
+        self._words = Words()
+        self._queue: deque[Job] = deque()
         self._queued_entries = 0
         self._queued_bytes = 0
-        self._wake = asyncio.Event()
+        self._commit_entries = 256
+        self._changes: deque[tuple[Callable[[aiosqlite.Connection], Awaitable[Any]], asyncio.Future[Any]]] = deque()
         self._purging: set[LogId] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._is_closed = False
-        self._rebuilds = 0
-        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._is_closing = False
+        self._tasks: list[asyncio.Task[Any]] = []
 
     @classmethod
     async def open(
         cls, path: Path, me: str, *, above: int = 0, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     ) -> HistoryStore:
-        """The store in this file, which is made if it is not there; `me` writes its own log with a run above `above`.
+        """The store in this file, which is made if it is not there; `me` writes its own log, with a run over `above`.
 
-        Never raises for a file that cannot be used now: `trouble` says why, and each later call tries again.
+        Never raises for a file that cannot be used now: `trouble` says why, and later calls try again.
         """
         store = cls(path, me, above=above, now_ms=now_ms)
-        try:
+        with contextlib.suppress(HistoryUnavailable):
             await store._opened()
-        except HistoryUnavailable as error:
-            log.warning("The history cannot be written; it tries again", extra={"reason": error.message})
-        store._task = asyncio.create_task(store._write(), name="history-writer")
+        store._tasks.append(asyncio.create_task(store._write(), name="history-writer"))
         return store
+
+    async def close(self) -> None:
+        """Writes what waits, at most ten seconds long, then closes the file."""
+        self._is_closing = True
+        self._wake.set()
+        writer, *others = self._tasks
+        for task in others:
+            task.cancel()
+        await asyncio.wait([writer], timeout=CLOSE_S)
+        writer.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._refuse_waiting(_CLOSED)
+        await self._database.close()
 
     @property
     def own(self) -> LogId:
@@ -139,9 +127,9 @@ class HistoryStore:
     async def append(self, items: Sequence[bytes]) -> int:
         """Adds entries to the own log, all or none; they are on the disk when this returns the last one's number.
 
-        Raises BadEntry for what is no entry, HistoryUnavailable when it cannot be written now.
+        Raises BadEntry for what is no entry, HistoryUnavailable when they cannot be written now.
         """
-        return await self._do(items, [decode(item) for item in items])
+        return await self._queued(None, items, [decode(item) for item in items])
 
     async def take(self, source: LogId, first: int, items: Sequence[bytes], low: int) -> int:
         """Adds entries of another log, of which the first has number `first`; returns up to where this copy goes.
@@ -149,21 +137,41 @@ class HistoryStore:
         Only what follows on what is here is taken (or on `low`, what its origin retired); anything else is ignored.
         Entries that this program does not know are kept as they are. Raises HistoryUnavailable.
         """
-        entries: list[Entry | None] = []
-        for item in items:
-            try:
-                entries.append(decode(item))
-            except BadEntry as error:
-                log.warning("A log holds an entry that this version cannot read", extra={"reason": str(error)})
-                entries.append(None)
-        return await self._do(items, entries, source=source, first=first, low=low)
+        return await self._queued(source, items, [_meaning(item) for item in items], first=first, low=low)
+
+    async def retire(self, source: LogId, through: int) -> None:
+        """Gives up the entries of this log up to number `through`, for ever; their rows go in the background.
+
+        What was done by whom (Audit) stays as a row until mesh.history.retention lets it go. Raises HistoryUnavailable.
+        """
+        await self._queued(source, (), (), low=through)
+
+    async def forget(self, source: LogId) -> None:
+        """Removes a copy of a log as if it had never been here; not the own one. Raises HistoryUnavailable."""
+        assert source != self.own
+        await self.retire(source, schema.SEQ_MAX)
+        await self.settled()
+
+        async def remove(connection: aiosqlite.Connection) -> None:
+            if (known := self._logs.get(source)) is None or source in self._purging:
+                return
+            ends = (place(known.no, 0), place(known.no, schema.SEQ_MAX))
+            await connection.execute("DELETE FROM audits WHERE place BETWEEN ? AND ?", ends)
+            await connection.execute("DELETE FROM logs WHERE no = ?", (known.no,))
+            del self._logs[source]
+
+        await self.change(remove)
 
     def vector(self) -> dict[LogId, tuple[int, int]]:
         """Each log that is here: up to where it was retired, and up to where it goes. From memory."""
-        return {log_id: (known.low, known.have) for log_id, known in self._logs.items()}
+        return {source: (known.low, known.have) for source, known in self._logs.items()}
+
+    def numbers(self) -> dict[LogId, int]:
+        """The number that each log has in this file, the upper bits of its places (mesh.history.schema)."""
+        return {source: known.no for source, known in self._logs.items()}
 
     async def read(self, source: LogId, after: int, bytes_max: int) -> tuple[int, list[bytes]]:
-        """The entries after number `after`, at most `bytes_max` bytes but at least one, and the number of the first.
+        """The number of the first entry after number `after`, and it and those that follow: one, or `bytes_max` bytes.
 
         The first is above `after + 1` where entries were retired. No entries: there are none after that.
         """
@@ -177,251 +185,331 @@ class HistoryStore:
                 "SELECT place, length(data) FROM entries WHERE place BETWEEN ? AND ? ORDER BY place LIMIT 4096",
                 (low, high),
             )
-            total, last = 0, low - 1
+            last, total = low - 1, 0
             for row, size in sizes:
                 total += size
-                if total > bytes_max and last >= low:
+                if last >= low and total > bytes_max:
                     break
                 last = row
-            found = await connection.execute_fetchall(
-                "SELECT data FROM entries WHERE place BETWEEN ? AND ? ORDER BY place", (low, last)
+            found = list(
+                await connection.execute_fetchall(
+                    "SELECT place, data FROM entries WHERE place BETWEEN ? AND ? ORDER BY place", (low, last)
+                )
             )
-        return first, [data for (data,) in found]
+        # Entries may have been retired since the question was asked: the rows themselves say which they are.
+        return (found[0][0] - place(known.no, 0) if found else first), [data for _, data in found]
 
-    async def retire(self, source: LogId, through: int) -> None:
-        """Forgets the entries of this log up to number `through`, for ever; the rows go in the background."""
-        await self._do((), [], source=source, first=-1, low=through)
+    async def change(self, work: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
+        """Lets `work` change tables, in a transaction between two commits; it must take less than 50 ms.
 
-    async def settled(self) -> None:
-        """Returns once everything that waits for the disk, rows to delete too, is done."""
-        await self._idle.wait()
-
-    @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[aiosqlite.Connection]:
-        """A connection that only reads, for a question. Raises HistoryUnavailable; heals a damaged file."""
-        try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                await self._read_slots.acquire()
-        except TimeoutError:
-            raise HistoryUnavailable("the history has too many questions to answer at once; ask again") from None
-        connection = None
-        try:
-            connection = self._readers.pop() if self._readers else await schema.open_reader(self.path)
-            yield connection
-            self._readers.append(connection)
-            connection = None
-        except sqlite3.Error as error:
-            raise HistoryUnavailable(f"the history cannot be read: {error}") from error
-        finally:
-            self._read_slots.release()
-            if connection is not None:
-                await connection.close()
-
-    async def close(self) -> None:
-        """Writes what waits, then closes the file."""
-        self._is_closed = True
-        self._wake.set()
-        if self._task is not None:
-            await self._task
-        for connection in self._readers:
-            await connection.close()
-        self._readers.clear()
-        await self._disconnect()
-
-    # What follows runs in the one task that writes.
-
-    async def _do(
-        self,
-        items: Sequence[bytes],
-        entries: list[Entry | None],
-        *,
-        source: LogId | None = None,
-        first: int = 0,
-        low: int = 0,
-    ) -> int:
-        size_bytes = sum(map(len, items))
-        if self._is_closed:
-            raise HistoryUnavailable("the history is closed: this peer stops")
-        if self._queued_entries + len(items) > QUEUE_ENTRIES_MAX or self._queued_bytes + size_bytes > QUEUE_BYTES_MAX:
-            raise HistoryUnavailable(
-                f"{self._queued_entries} entries wait for the disk, {QUEUE_ENTRIES_MAX} or {QUEUE_BYTES_MAX} bytes "
-                "are the limit; the disk is too slow or stuck"
-            )
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._queue.append(
-            _Job(items=items, entries=entries, source=source, first=first, low=low, done=done, size_bytes=size_bytes)
-        )
-        self._queued_entries += len(items)
-        self._queued_bytes += size_bytes
-        self._idle.clear()
+        Raises HistoryUnavailable.
+        """
+        self._check_open()
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._changes.append((work, done))
         self._wake.set()
         return await done
 
-    async def _write(self) -> None:
-        while True:
-            if batch := self._batch():
-                await self._commit(batch)
-            elif self._is_closed:
-                return
-            elif self._purging and not self.trouble:
-                await self._purge(next(iter(self._purging)))
-            else:
-                self._idle.set()
-                self._wake.clear()
-                await self._wake.wait()
+    async def settled(self) -> None:
+        """Returns once nothing waits for the disk any more, rows to delete included, or nothing can be written."""
+        self._check_open()
+        self._settled.clear()
+        self._wake.set()
+        await self._settled.wait()
 
-    def _batch(self) -> list[_Job]:
-        batch: list[_Job] = []
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[aiosqlite.Connection]:
+        """A connection that only reads, as long as the block lasts. Raises HistoryUnavailable."""
+        self._check_open()
+        try:
+            async with self._database.reading() as connection:
+                yield connection
+        except sqlite3.Error as error:
+            if is_damage(error):
+                self._damage = str(error)
+                self._wake.set()
+            raise HistoryUnavailable(explained(error, self.path)) from error
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise HistoryUnavailable(_CLOSED)
+
+    async def _queued(
+        self,
+        source: LogId | None,
+        items: Sequence[bytes],
+        entries: Sequence[Entry | None],
+        *,
+        first: int | None = None,
+        low: int = 0,
+    ) -> int:
+        self._check_open()
+        size_bytes = sum(map(len, items))
+        if self._queued_entries + len(items) > QUEUE_ENTRIES_MAX or self._queued_bytes + size_bytes > QUEUE_BYTES_MAX:
+            raise HistoryUnavailable(
+                f"{self._queued_entries} entries with {self._queued_bytes} bytes wait for the disk, the limits are "
+                f"{QUEUE_ENTRIES_MAX} and {QUEUE_BYTES_MAX}; it is too slow, or stuck"
+            )
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        job = Job(source=source, items=items, entries=entries, first=first, low=low, size_bytes=size_bytes, done=done)
+        self._queue.append(job)
+        self._queued_entries += len(items)
+        self._queued_bytes += size_bytes
+        self._wake.set()
+        return await done
+
+    # The rest runs in the one task that writes; `open` does the first step of it.
+
+    async def _write(self) -> None:
+        """Commits what waits; between two commits, one change or a few deletions. Ends when closing and done."""
+        while True:
+            try:
+                if self._damage:
+                    await self._begin_anew()
+                elif self._queue:
+                    await self._commit()
+                elif self._changes:
+                    await self._change()
+                elif self._is_closing:
+                    return
+                elif self._purging and not self.trouble:
+                    await self._purge(next(iter(self._purging)))
+                else:
+                    self._settled.set()
+                    self._wake.clear()
+                    await self._wake.wait()
+            except HistoryUnavailable as error:
+                self._refuse_waiting(error.message)
+            except Exception:
+                # The border of this task: a mistake of ours must not end all recording.
+                log.exception("Writing the history failed; what waited was not recorded, and it goes on")
+                self._refuse_waiting("the history cannot be written, see the log of this peer")
+                await self._database.close()
+
+    async def _commit(self) -> None:
+        batch: list[Job] = []
         entries = size_bytes = 0
-        while self._queue and entries < COMMIT_ENTRIES_MAX and size_bytes < COMMIT_BYTES_MAX:
-            job = self._queue.popleft()
+        for job in self._queue:
+            if entries >= self._commit_entries or size_bytes >= COMMIT_BYTES_MAX:
+                break
             batch.append(job)
             entries += len(job.items)
             size_bytes += job.size_bytes
+        try:
+            commit, haves = await self._committed(batch)
+        except (sqlite3.Error, HistoryUnavailable) as error:
+            await self._failed(error)
+            if self._damage:
+                return  # the batch stays in the queue, for the new file
+            results: list[int | HistoryUnavailable] = [HistoryUnavailable(self.trouble)] * len(batch)
+        else:
+            self._purging |= {source for source, now in commit.logs.items() if now.low > commit.low_before(source)}
+            self._logs |= commit.logs
+            self._arrived = commit.arrived
+            self._recovered()
+            results = [*haves]
+        for job, result in zip(batch, results, strict=True):
+            self._queue.popleft()
+            _tell(job.done, result)
         self._queued_entries -= entries
         self._queued_bytes -= size_bytes
-        return batch
 
-    async def _commit(self, batch: list[_Job]) -> None:
+    async def _committed(self, batch: list[Job]) -> tuple[Commit, list[int]]:
+        connection = await self._opened()
+        commit = Commit(own=self.own, before=self._logs, arrived=self._arrived)
+        haves = [commit.plan(job) for job in batch]
+        if commit.logs:
+            began = time.monotonic()
+            async with self._transaction(connection):
+                await commit.apply(connection, self._words)
+                work_s = time.monotonic() - began
+            self._adapt(commit.entries, work_s)
+        return commit, haves
+
+    def _adapt(self, entries: int, work_s: float) -> None:
+        """Commits get smaller on a machine where their statements take long, and larger while they do not."""
+        least, most = COMMIT_ENTRIES
+        if work_s > COMMIT_WORK_S:
+            self._commit_entries = max(least, self._commit_entries // 2)
+        elif entries >= self._commit_entries and work_s < COMMIT_WORK_S / 2:
+            self._commit_entries = min(most, self._commit_entries * 2)
+
+    async def _change(self) -> None:
+        work, done = self._changes.popleft()
         try:
             connection = await self._opened()
-            commit = _Commit(logs={}, arrived=self._arrived)
-            haves = [self._planned(commit, job) for job in batch]
-            if commit.logs:
-                await self._apply(connection, commit)
+            async with self._transaction(connection):
+                result = await work(connection)
         except (sqlite3.Error, HistoryUnavailable) as error:
-            await self._failed(batch, error)
-            return
-        self._logs |= commit.logs
-        self._arrived = commit.arrived
-        self._purging |= commit.lowered
-        for job, have in zip(batch, haves, strict=True):
-            if not job.done.done():
-                job.done.set_result(have)
-
-    def _planned(self, commit: _Commit, job: _Job) -> int:
-        """What the job does, put into the commit; the number up to where its log goes afterwards."""
-        source = job.source or self.own
-        known = commit.logs.get(source) or self._logs.get(source)
-        low, have = (known.low, known.have) if known else (0, 0)
-        first = have + 1 if job.source is None else job.first
-        is_next = first == have + 1 or (first == job.low + 1 and job.low > have)
-        items = job.items if is_next else ()
-        if is_next:
-            have = first - 1 + len(items)
-        low = max(low, min(job.low, have))
-        if (low, have) == ((known.low, known.have) if known else (0, 0)):
-            return have
-        no = known.no if known else 1 + max((each.no for each in (self._logs | commit.logs).values()), default=0)
-        commit.logs[source] = _Log(no, low, have)
-        if known and low > known.low:
-            commit.lowered.add(source)
-        for seq, item, entry in zip(range(first, first + len(items)), items, job.entries, strict=bool(items)):
-            commit.entries.append((place(no, seq), item))
-            if entry is not None:
-                commit.arrived += 1
-                commit.projected.append((entry, place(no, seq), place(no, 1), commit.arrived))
-        return have
-
-    async def _apply(self, connection: aiosqlite.Connection, commit: _Commit) -> None:
-        await connection.execute("BEGIN IMMEDIATE")
-        try:
-            rows = projection.Rows()
-            numbers = await self._numbers(connection, {w for e in commit.projected for w in projection.words_of(e[0])})
-            for entry, row, first, arrived in commit.projected:
-                projection.add(rows, entry, row=row, first=first, arrived=arrived, numbers=numbers)
-            await connection.executemany("INSERT INTO entries VALUES (?, ?)", commit.entries)
-            for sql, parameters in (
-                (projection.INSERT_RECORD, rows.starts),
-                (projection.END_RECORD, rows.ends),
-                (projection.INSERT_AUDIT, rows.audits),
-            ):
-                if parameters:
-                    await connection.executemany(sql, parameters)
-            await connection.executemany(
-                "INSERT INTO logs VALUES (?, ?, ?, ?, ?) ON CONFLICT (no) DO UPDATE SET low = excluded.low,"
-                " have = excluded.have",
-                [(known.no, *source, known.low, known.have) for source, known in commit.logs.items()],
-            )
-            await connection.execute("INSERT OR REPLACE INTO meta VALUES ('arrived', ?)", (commit.arrived,))
-            await connection.commit()
-        except BaseException:
-            self._words.clear()
-            raise
-
-    async def _numbers(self, connection: aiosqlite.Connection, words: set[Word]) -> dict[Word, int]:
-        """The number of each word; new ones are added. What was read before is remembered, within limits."""
-        if len(self._words) + len(words) > WORDS_MAX:
-            self._words.clear()
-        for word in sorted(words - self._words.keys()):
-            await connection.execute("INSERT OR IGNORE INTO words (kind, text) VALUES (?, ?)", word)
-            no = await schema.value(connection, "SELECT no FROM words WHERE kind = ? AND text = ?", *word)
-            assert isinstance(no, int)
-            self._words[word] = no
-        return self._words
+            await self._failed(error)
+            _tell(done, HistoryUnavailable(explained(error, self.path)))
+        except Exception as error:  # noqa: BLE001 - the caller's own mistake, and the caller is told
+            _tell(done, error)
+        else:
+            self._recovered()
+            _tell(done, result)
 
     async def _purge(self, source: LogId) -> None:
         """Deletes some of the rows of this log that were retired."""
         known = self._logs[source]
         try:
             connection = await self._opened()
-            bounds = (place(known.no, 1), place(known.no, known.low))
-            last = await schema.value(
-                connection,
-                "SELECT max(place) FROM (SELECT place FROM entries WHERE place BETWEEN ? AND ? ORDER BY place LIMIT ?)",
-                *bounds,
-                CHORE_ROWS,
+            rows = list(
+                await connection.execute_fetchall(
+                    "SELECT place FROM entries WHERE place BETWEEN ? AND ? ORDER BY place LIMIT ?",
+                    (place(known.no, 1), place(known.no, known.low), PURGE_ENTRIES),
+                )
             )
-            if last is None:
+            if not rows:
                 self._purging.discard(source)
                 return
-            await connection.execute("BEGIN IMMEDIATE")
-            for table in ("records", "entries"):
-                await connection.execute(f"DELETE FROM {table} WHERE place BETWEEN ? AND ?", (bounds[0], last))  # noqa: S608
-            await connection.commit()
+            async with self._transaction(connection):
+                for table in ("records", "entries"):
+                    sql = f"DELETE FROM {table} WHERE place BETWEEN ? AND ?"  # noqa: S608 - a name from above
+                    await connection.execute(sql, (place(known.no, 1), rows[-1][0]))
         except (sqlite3.Error, HistoryUnavailable) as error:
-            await self._failed([], error)
+            await self._failed(error)
 
-    async def _failed(self, batch: list[_Job], error: Exception) -> None:
-        """Tells those who wait; the next call opens the file again."""
-        reason = error.message if isinstance(error, HistoryUnavailable) else f"the history cannot be written: {error}"
+    @contextlib.asynccontextmanager
+    async def _transaction(self, connection: aiosqlite.Connection) -> AsyncIterator[None]:
+        """Committed when the block ends well; rolled back if not."""
+        await connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            await connection.commit()
+        except BaseException:
+            self._words.forget()
+            with contextlib.suppress(sqlite3.Error, ValueError):
+                await connection.rollback()
+            raise
+
+    async def _failed(self, error: Exception) -> None:
+        """Says why, to people; a file in an unknown state is closed, and opened again by the next call."""
+        if is_damage(error):
+            self._damage = str(error)
+            return
+        if isinstance(error, sqlite3.Error) and not is_transient(error):
+            await self._database.close()
+        self._in_trouble(explained(error, self.path))
+
+    def _in_trouble(self, reason: str) -> None:
         if not self.trouble:
             log.warning("The history cannot be written; it tries again", extra={"reason": reason})
         self.trouble = reason
-        await self._disconnect()
-        for job in batch:
-            if not job.done.done():
-                job.done.set_exception(HistoryUnavailable(reason))
+
+    def _recovered(self) -> None:
+        if self.trouble:
+            log.info("The history is written again", extra={"after": self.trouble})
+            self.trouble = ""
+
+    def _refuse_waiting(self, reason: str) -> None:
+        """Nobody waits any longer for what cannot be done."""
+        waiting = [job.done for job in self._queue] + [done for _, done in self._changes]
+        self._queue.clear()
+        self._changes.clear()
+        self._queued_entries = self._queued_bytes = 0
+        self._settled.set()
+        for done in waiting:
+            _tell(done, HistoryUnavailable(reason))
 
     async def _opened(self) -> aiosqlite.Connection:
-        if self._writer is None:
-            opened = await self._open_file()
-            if opened.refusal:
-                await opened.connection.close()
-                raise HistoryUnavailable(opened.refusal)
-            self._writer = opened.connection
-            await self._load(opened.connection)
-            self.trouble = ""
-        return self._writer
-
-    async def _open_file(self) -> schema.Opened:
+        """The connection that writes. Raises HistoryUnavailable; tries at most once a second."""
+        if (connection := self._database.writer) is not None:
+            return connection
+        if self._refusal or time.monotonic() < self._reopen_at:
+            raise HistoryUnavailable(self._refusal or self.trouble)
         try:
-            return await schema.open_writer(self.path, our_version())
-        except sqlite3.Error as error:
-            raise HistoryUnavailable(f"the history cannot be opened: {error}") from error
+            return await self._reopened()
+        except (sqlite3.Error, HistoryUnavailable) as error:
+            if is_damage(error):
+                self._damage = str(error)
+                return await self._begin_anew()
+            await self._database.close()
+            self._reopen_at = time.monotonic() + REOPEN_S
+            self._in_trouble(explained(error, self.path))
+            raise HistoryUnavailable(self.trouble) from error
+
+    async def _reopened(self) -> aiosqlite.Connection:
+        opened = await self._database.open()
+        await self._load(opened.connection)
+        if opened.refusal:
+            self._refusal = self.trouble = opened.refusal
+            log.error("The history is only read", extra={"reason": opened.refusal})
+            raise HistoryUnavailable(opened.refusal)
+        self._recovered()
+        return opened.connection
 
     async def _load(self, connection: aiosqlite.Connection) -> None:
+        """What the file says, into memory. A file with less than was committed is another one: see `was_rebuilt`."""
         rows = await connection.execute_fetchall("SELECT peer, run, no, low, have FROM logs")
-        self._logs = {LogId(peer, run): _Log(no, low, have) for peer, run, no, low, have in rows}
         arrived = await schema.value(connection, "SELECT value FROM meta WHERE name = 'arrived'")
+        found = {LogId(peer, run): Extent(no=no, low=low, have=have) for peer, run, no, low, have in rows}
+        lost = [source for source, known in self._logs.items() if known.have > found.get(source, _NOTHING).have]
+        if lost:
+            log.error(
+                "The file of the history is gone or older than it was; a new log is begun, and the other peers' copies "
+                "fill it again",
+                extra={"path": str(self.path), "logs": len(lost)},
+            )
+            self._end_run()
+        runs = [run for peer, run in found if peer == self._me and (peer, run) not in self._logs]
+        if self._run <= max(runs, default=0):
+            self._run = max(self._now_ms(), self._above + 1, *(run + 1 for run in runs))
+        self._logs = found
+        self._words.forget()
         self._arrived = max(self._arrived, arrived if isinstance(arrived, int) else 0)
-        if not self._run:
-            known = max((run for peer, run in self._logs if peer == self._me), default=0)
-            self._run = max(self._now_ms(), known + 1, self._above + 1)
-        self._purging = {source for source, known in self._logs.items() if known.low}
+        self._purging = {source for source, known in found.items() if known.low}
 
-    async def _disconnect(self) -> None:
-        connection, self._writer = self._writer, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                await connection.close()
+    def _end_run(self) -> None:
+        """The next run is above all that were: what was appended to this one may still be somewhere else."""
+        self.was_rebuilt = True
+        self._above = max(self._above, self._run, *(run for peer, run in self._logs if peer == self._me))
+        self._run = 0
+        self._logs = {}
+
+    async def _begin_anew(self) -> aiosqlite.Connection:
+        """Sets the damaged file aside and begins a new one. Raises HistoryUnavailable."""
+        reason, self._damage = self._damage, ""
+        if self._rebuilds >= REBUILDS_MAX:
+            self._refusal = self.trouble = (
+                f"{self.path} was damaged again ({reason}), after {self._rebuilds} new files were begun: nothing more "
+                "is recorded; check the disk, then start this peer again"
+            )
+            log.error("The history is given up", extra={"reason": self._refusal})
+            await self._database.close()
+            raise HistoryUnavailable(self._refusal)
+        try:
+            aside = await self._database.set_aside("corrupt")
+        except HistoryUnavailable as error:
+            self._reopen_at = time.monotonic() + REOPEN_S
+            self._in_trouble(error.message)
+            raise
+        self._rebuilds += 1
+        log.error(
+            "The file of the history is damaged and was set aside; a new one is begun, and the other peers' copies and "
+            "what can still be read fill it. Check the disk; delete the old file when you miss nothing",
+            extra={"path": str(self.path), "set_aside": str(aside), "reason": reason},
+        )
+        self._end_run()
+        self._reopen_at = 0.0
+        connection = await self._opened()
+        self._tasks.append(asyncio.create_task(salvage(aside, self.take), name="history-salvage"))
+        return connection
+
+
+def _tell(done: asyncio.Future[T], result: T | Exception) -> None:
+    """Gives the result to whoever still waits for it."""
+    if done.done():
+        return
+    if isinstance(result, Exception):
+        done.set_exception(result)
+    else:
+        done.set_result(result)
+
+
+def _meaning(item: bytes) -> Entry | None:
+    try:
+        return decode(item)
+    except BadEntry as error:
+        log.warning("A log holds an entry that this version cannot read; it is kept", extra={"reason": str(error)})
+        return None

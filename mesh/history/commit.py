@@ -1,0 +1,125 @@
+"""One commit: entries of one or more logs, and all that follows from them, as statements for one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import aiosqlite
+
+from mesh.history import projection, schema
+from mesh.history.entries import Entry, LogId, body_span
+from mesh.history.prefixes import Extent, extended
+from mesh.history.projection import Word
+from mesh.history.schema import place
+
+WORDS_MAX = 8_192
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """Entries for one log, and who waits for them. `source` None: the own log, whichever that is when it is written.
+
+    `first` is the number of the first entry; None: the next one. `low`: up to where the log is retired. `entries` are
+    what the bytes mean, None where this program does not know.
+    """
+
+    source: LogId | None
+    items: Sequence[bytes]
+    entries: Sequence[Entry | None]
+    first: int | None = None
+    low: int = 0
+    size_bytes: int
+    done: asyncio.Future[int]
+
+
+@dataclass(slots=True)
+class Commit:
+    """What one transaction changes. `logs` become the truth in memory once it is committed."""
+
+    own: LogId
+    before: Mapping[LogId, Extent]
+    arrived: int
+    logs: dict[LogId, Extent] = field(default_factory=dict)
+    _rows: list[tuple[int, int | None, int | None, bytes]] = field(default_factory=list)
+    _meanings: list[tuple[Entry, int, int, int]] = field(default_factory=list)  # with place, first place, turn
+
+    @property
+    def entries(self) -> int:
+        """How many entries go in."""
+        return len(self._rows)
+
+    def low_before(self, source: LogId) -> int:
+        """Up to where this log was retired before."""
+        known = self.before.get(source)
+        return known.low if known else 0
+
+    def plan(self, job: Job) -> int:
+        """Puts in what the job may add. The number up to where its log goes afterwards."""
+        source = job.source or self.own
+        known = self.logs.get(source) or self.before.get(source)
+        if known is None:
+            known = Extent(
+                no=1 + max((each.no for logs in (self.before, self.logs) for each in logs.values()), default=0)
+            )
+        first = known.have + 1 if job.first is None else job.first
+        now, taken = extended(known, first=first, count=len(job.items), low=job.low)
+        if now == known:
+            return now.have
+        self.logs[source] = now
+        beginning = place(now.no, 1)
+        for number in range(taken):
+            item, entry, row = job.items[number], job.entries[number], place(now.no, first + number)
+            if entry is None:
+                self._rows.append((row, None, None, item))
+                continue
+            self._rows.append((row, *body_span(item, entry), item))
+            self.arrived += 1
+            self._meanings.append((entry, row, beginning, self.arrived))
+        return now.have
+
+    async def apply(self, connection: aiosqlite.Connection, words: Words) -> None:
+        """Executes it, inside a transaction of the caller's."""
+        rows = projection.Rows()
+        numbers = await words.numbers(
+            connection, {word for entry, *_ in self._meanings for word in projection.words_of(entry)}
+        )
+        for entry, row, first, arrived in self._meanings:
+            projection.add(rows, entry, row=row, first=first, arrived=arrived, numbers=numbers)
+        for sql, parameters in (
+            ("INSERT INTO entries VALUES (?, ?, ?, ?)", self._rows),
+            (projection.INSERT_RECORD, rows.starts),
+            (projection.END_RECORD, rows.ends),
+            (projection.INSERT_AUDIT, rows.audits),
+        ):
+            if parameters:
+                await connection.executemany(sql, parameters)
+        await connection.executemany(
+            "INSERT INTO logs VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (no) DO UPDATE SET low = excluded.low, have = excluded.have",
+            [(now.no, *source, now.low, now.have) for source, now in self.logs.items()],
+        )
+        await connection.execute("INSERT OR REPLACE INTO meta VALUES ('arrived', ?)", (self.arrived,))
+
+
+class Words:
+    """The numbers of texts that come again and again, remembered within limits."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Word, int] = {}
+
+    def forget(self) -> None:
+        """After a rollback: some of them were never written."""
+        self._numbers.clear()
+
+    async def numbers(self, connection: aiosqlite.Connection, words: set[Word]) -> Mapping[Word, int]:
+        """The number of each of these, at least. New ones get one, in the caller's transaction."""
+        if len(self._numbers) + len(words) > WORDS_MAX:
+            self._numbers.clear()
+        for word in sorted(words - self._numbers.keys()):
+            await connection.execute("INSERT OR IGNORE INTO words (kind, text) VALUES (?, ?)", word)
+            no = await schema.value(connection, "SELECT no FROM words WHERE kind = ? AND text = ?", *word)
+            assert isinstance(no, int)
+            self._numbers[word] = no
+        return self._numbers
