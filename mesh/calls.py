@@ -8,6 +8,7 @@ port (gossip.transport).
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -119,7 +120,7 @@ class PeerCalls:
                 return await self._session.request(
                     method,
                     f"{'https' if context else 'http'}://{address}{path}",
-                    data=body or None,
+                    data=io.BytesIO(body) if body else None,  # bytes would be written in one piece
                     headers=headers,
                     ssl=context or True,
                     allow_redirects=False,

@@ -11,6 +11,7 @@ from aiohttp import web
 from web.app import make_app
 from web.connection import Connection
 from web.inflight import InFlight
+from web.route import Route
 from web.services import Services
 
 _log = logging.getLogger(__name__)
@@ -24,16 +25,16 @@ Address = tuple[str, int]
 
 
 class Listener:
-    """The HTTP surface on one or more addresses. Port 0 picks a free one."""
+    """The HTTP surface on one or more addresses. Port 0 picks a free one. `routes`: all, unless told otherwise."""
 
-    def __init__(self, services: Services, addresses: Sequence[Address]) -> None:
+    def __init__(self, services: Services, addresses: Sequence[Address], routes: Sequence[Route] | None = None) -> None:
         self._services = services
         self._addresses = tuple(addresses)
         self._in_flight = InFlight()
         self._servers: list[asyncio.Server] = []
         self._ports: list[int] = []
         self._connections: set[Connection] = set()
-        app = make_app(services, self._in_flight)
+        app = make_app(services, self._in_flight, routes)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CLEANUP_S, access_log=None)
 
     @property

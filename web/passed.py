@@ -125,12 +125,10 @@ class PassedRoutes:
         is_admin_state = route.owned == "coordinator"
         is_here = passing.is_owner() if is_admin_state else passing.is_this_peer(request.match_info["id"])
         if not is_here:
-            raise HttpRefusal(
-                503,
+            raise ModelUnavailable(
                 "The peer that was asked is not the one that answers this (any more); try again.",
                 code="not_coordinator" if is_admin_state else "not_this_peer",
-                error_type="server_error",
-                headers={"Retry-After": "1"},
+                retry_after_s=1,
             )
 
 
@@ -175,7 +173,7 @@ def caller_out(caller: Caller) -> str:
     """Who asks, as a header. What only the making of tokens needs is left out."""
     said: dict[str, Any] = {name: getattr(caller, name) for name in _TEXTS}
     said |= {"role": caller.role, "scopes": sorted(caller.scopes), "is_local": caller.is_local}
-    kept = {name: value for name, value in said.items() if value}
+    kept = {name: value for name, value in said.items() if value is not None}
     if "key_name" in kept:  # people choose it; it is for people to read
         kept["key_name"] = kept["key_name"][:_TEXT_MAX]
     return base64.urlsafe_b64encode(json.dumps(kept, separators=(",", ":"), ensure_ascii=False).encode()).decode()
