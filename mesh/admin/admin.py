@@ -1,43 +1,51 @@
-"""The admin map as the rest of the peer sees it: read from memory, written durably, watched.
+"""The admin map as the rest of the peer sees it: users, keys, settings; read from memory, written durably, watched.
 
-    put, end -> signed rows -> disk -> memory -> watchers -> other members
-    rows of others -> judged -> disk -> memory -> watchers
-
-All changes go one after another, so that two writers here cannot pass each other. Callers see to it that put and end
-run on the coordinator; they work without one too. How rows travel is mesh.admin.spread's, which row wins
-mesh.admin.map's.
+Callers see to it that put and end run on the coordinator; they work without one too. The map is one for all members of
+a mesh (mesh.admin.replica, mesh.admin.spread): what is written here is everywhere in a moment, and of two edits that
+did not know of each other the later one counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-from gossip.identity import Identity, public_bytes
+from gossip.identity import Identity, short
 from gossip.roster import Roster
 from inference.errors import InvalidRequest
-from mesh.admin.clock import NEVER, HybridClock, RefusedClock
-from mesh.admin.errors import KeyEnded, MapFull, NoSigner
-from mesh.admin.map import AdminMap, Plan, Signers
-from mesh.admin.rows import ENDED, BadRow, Row, check_names, signed
+from mesh.admin.clock import AHEAD_MS_MAX, MS_MAX, NEVER, Clock
+from mesh.admin.errors import ClockWrong, KeyEnded, MapFull, NoSigner
+from mesh.admin.map import Plan, is_for_guests
+from mesh.admin.replica import Replica, Superseded, Watcher
+from mesh.admin.rows import ENDED, KEY_LENGTH_MAX, BadRow, Row, check_names, signed
 from mesh.admin.storage import Store
 
-log = logging.getLogger(__name__)
+MARK_S = 10.0
+"""How long a write is named in `version`: a person reads what they wrote within seconds, or is not in a hurry."""
+MARKS_MAX = 16
+_MARK = re.compile(r"([0-9a-f]{1,14})\.([0-9a-f]{1,4})\.([^,]{1,200})")
+VERSION_LENGTH_MAX = MARKS_MAX * (KEY_LENGTH_MAX + 24)
 
-_T = TypeVar("_T")
-Watcher = Callable[[frozenset[str]], None]
-Push = Callable[[Sequence[Row]], Awaitable[None]]
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminStatus:
+    """For people and metrics. `refused`: rows of others by reason; `clock` and `read_only` are sentences, or empty."""
 
-def _wall_ms() -> int:
-    return int(time.time() * 1000)
+    rows: int
+    bytes: int
+    digest: str
+    refused: Mapping[str, int]
+    not_stored: int
+    clock: str
+    clock_lead_s: float | None
+    read_only: str
+    last_sync_age_s: float | None
 
 
 class Admin:
@@ -49,50 +57,56 @@ class Admin:
         identity: Identity,
         roster: Callable[[], Roster],
         store: Store,
-        now_ms: Callable[[], int] = _wall_ms,
+        is_coordinator: Callable[[], bool] = lambda: False,
+        superseded: Superseded = lambda row, by: None,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
-        self._identity = identity
-        self._roster = roster
-        self._store = store
-        self._now_ms = now_ms
-        self._map = AdminMap(roster().mesh_id)
-        self._clock = HybridClock()
-        self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._watchers: list[Watcher] = []
-        self._signers_of: tuple[Roster | None, Signers] = (None, {})
-        self._push: Push | None = None
+        """`superseded(row, by)`: an edit made here was lost to one that did not know of it, for the audit log.
 
-    async def start(self) -> None:
-        """Reads the map from the disk."""
-        loaded = await self._store.load()
-        if loaded.mesh_id != self._map.mesh_id:
-            await self._store.begin(self._map.mesh_id, archive="")
-        else:
-            self._map.apply(self._map.change(self._map.plan_with(loaded.rows)))
-            self._heard(loaded.rows)
+        It is called on the machine that wrote it, once. Values may be secrets: write down key, field and author.
+        """
+        self.replica = Replica(
+            identity=identity,
+            roster=roster,
+            store=store,
+            is_coordinator=is_coordinator,
+            superseded=superseded,
+            now_ms=now_ms,
+            now_s=asyncio.get_running_loop().time,
+        )
+        self._marks: deque[tuple[float, str]] = deque(maxlen=MARKS_MAX)
+        self._moved = asyncio.Event()
+        self.watch(self._wake)
+
+    async def start(self, *, bring: bool = False) -> None:
+        """Reads the map from the disk; one of another mesh is archived, with `bring` the own part of it comes along."""
+        await self.replica.start(bring=bring)
 
     async def close(self) -> None:
         """What was begun is finished; then the file is closed."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._store.close()
+        await self.replica.close()
+
+    async def move(self, mesh_id: str, *, bring: bool = False, keep: bool = True) -> None:
+        """This peer belongs to another mesh now: its map is empty, or with `bring` (two young meshes became one) has
+        what this peer wrote. The old one is archived beside it, or with `keep=False` (`leave`) deleted."""
+        await self.replica.move(mesh_id, bring=bring, keep=keep)
 
     # -- reading
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The fields of a living key, None for one that is unknown or ended. The values are the caller's to change."""
-        fields = self._map.fields(key)
+        fields = self.replica.map.fields(key)
         if not fields or ENDED in fields:
             return None
         return {name: json.loads(row.value) for name, row in fields.items()}
 
     def is_ended(self, key: str) -> bool:
         """True for what is over for ever."""
-        return self._map.is_ended(key)
+        return self.replica.map.is_ended(key)
 
     def ended(self, key: str) -> dict[str, Any] | None:
         """Why a key is over, `reason`, with the fields that were kept; None for one that is not."""
-        row = self._map.fields(key).get(ENDED)
+        row = self.replica.map.fields(key).get(ENDED)
         if row is None:
             return None
         value = json.loads(row.value)
@@ -100,11 +114,16 @@ class Admin:
 
     def keys(self, prefix: str) -> list[str]:
         """The living keys that begin so, sorted."""
-        return self._map.keys(prefix)
+        return self.replica.map.keys(prefix)
+
+    def changed_at_ms(self, key: str) -> int | None:
+        """When the key was last written, or ended; unix ms by the clock of who did."""
+        latest = self.replica.map.latest(key)
+        return latest.ms if latest is not None else None
 
     def watch(self, callback: Watcher) -> None:
-        """Called with the keys that changed, from here or from elsewhere, once it is on the disk. Must not wait."""
-        self._watchers.append(callback)
+        """Called with the keys that changed, from here or from elsewhere, when they have. Must not wait."""
+        self.replica.watchers.append(callback)
 
     # -- writing
 
@@ -116,34 +135,83 @@ class Admin:
         """
         if ENDED in fields:
             raise ValueError("keys are ended with `end`")
-        return await self._whole(self._write(key, {name: _json(name, value) for name, value in fields.items()}))
+        return await self.replica.whole(self._write(key, {name: _json(name, v) for name, v in fields.items()}))
 
     async def end(self, key: str, reason: str, *, keep: Sequence[str] = ()) -> str:
-        """Ends the key for ever, here and everywhere, also one that nobody knows (yet). Raises as `put` does.
+        """Ends the key for ever, here and everywhere, also one that nobody knows (yet). Raises as `put` does, but for
+        ClockWrong: what is over is over, whatever any clock says.
 
         `keep`: fields to remember, as they are now (the name of a revoked key). Ending again changes nothing.
         """
-        kept = {name: value for name, value in (self.get(key) or {}).items() if name in keep}
-        value: object = {"reason": reason, **kept} if kept else reason
-        return await self._whole(self._write(key, {ENDED: _json(ENDED, value)}))
+        return await self.replica.whole(self._end(key, reason, keep))
+
+    @property
+    def version(self) -> str:
+        """What was written here in the last seconds, for `reached` elsewhere; fit for a header. Empty for nothing."""
+        now = self.replica.now_s()
+        return ",".join(mark for at, mark in self._marks if now - at <= MARK_S)
+
+    async def reached(self, version: str, timeout_s: float, *, teller: str = "") -> bool:
+        """True once this map holds what `version` names, or something newer; False after `timeout_s`.
+
+        For a peer that passed a write on: it answers when its own readers see the write. `teller` is who wrote it: it
+        is asked when the rows do not come by themselves.
+        """
+        marks = _marks_in(version)
+        if marks is None:
+            return False
+        if teller and not all(self._has(mark) for mark in marks):
+            self.replica.hurry(teller)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not all(self._has(mark) for mark in marks):
+                    self._moved.clear()
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def status(self) -> AdminStatus:
+        """How the map is."""
+        replica = self.replica
+        lead_ms = replica.skew.lead_ms(replica.now_ms(), replica.now_s())
+        return AdminStatus(
+            rows=replica.map.rows,
+            bytes=replica.map.bytes,
+            digest=b"".join(part[:4] for part in replica.map.digest()).hex(),
+            refused=dict(replica.refused),
+            not_stored=replica.not_stored,
+            clock=self._clock_note(),
+            clock_lead_s=None if lead_ms is None else lead_ms / 1000,
+            read_only=replica.read_only,
+            last_sync_age_s=replica.last_sync_age_s,
+        )
 
     # -- how
 
+    async def _end(self, key: str, reason: str, keep: Sequence[str]) -> str:
+        kept = {name: value for name, value in (self.get(key) or {}).items() if name in keep}
+        return await self._write(key, {ENDED: _json(ENDED, {"reason": reason, **kept} if kept else reason)})
+
     async def _write(self, key: str, values: Mapping[str, bytes]) -> str:
-        async with self._lock:
+        replica = self.replica
+        async with replica.lock:
+            replica.settle_clock()
             rows = self._rows_of(key, values)
-            if rows:
-                await self._commit(self._own(rows))
-        if rows and self._push is not None:
-            await self._push(rows)
-        return ""
+            await replica.commit(self._judged(rows))
+            clock = replica.map.latest(key) or NEVER
+        mark = f"{clock.ms:x}.{clock.count:x}.{key}"
+        if rows:
+            self._marks.append((replica.now_s(), mark))
+            await replica.push(rows)
+        return mark
 
     def _rows_of(self, key: str, values: Mapping[str, bytes]) -> list[Row]:
         """Rows of this peer for what differs from what is there."""
-        signers = self._signers()
-        if self._identity.peer_id not in signers:
+        replica, signers = self.replica, self.replica.signers()
+        if not replica.is_signer:
             raise NoSigner("this machine is a guest of its mesh: it changes nothing until a member trusts it")
-        held = self._map.fields(key)
+        held = replica.map.fields(key)
         if ENDED in held:
             if ENDED in values:
                 return []
@@ -155,72 +223,93 @@ class Admin:
         }
         if not changed:
             return []
-        before = max((row.clock for row in held.values()), default=NEVER)
-        clock = self._clock.tick(self._now_ms())
+        clock = self._date(key, held, is_ending=ENDED in values)
+        before = {name: row.clock for name, row in held.items()}
+        before[ENDED] = max(before.values(), default=NEVER)
         try:
             check_names(key, changed)
             return [
                 signed(
-                    self._identity,
-                    self._map.mesh_id,
+                    replica.identity,
+                    replica.map.mesh_id,
                     key=key,
                     field=name,
                     value=value,
                     clock=clock,
-                    over=before if name == ENDED else held[name].clock if name in held else NEVER,
+                    over=before.get(name, NEVER),
                 )
                 for name, value in changed.items()
             ]
         except BadRow as error:
             raise InvalidRequest(str(error)) from None
 
-    def _own(self, rows: Sequence[Row]) -> Plan:
-        plan = self._map.plan(rows, self._signers(), self._now_ms())
+    def _date(self, key: str, held: Mapping[str, Row], *, is_ending: bool) -> Clock:
+        """When what is written now was written. Raises ClockWrong when the others would not take it."""
+        replica = self.replica
+        now_ms, now_s = replica.now_ms(), replica.now_s()
+        lead_ms = replica.skew.lead_ms(now_ms, now_s)
+        if is_ending and lead_ms is not None and abs(lead_ms) > AHEAD_MS_MAX:
+            # It counts in any case; but endings are collected by their dates, so this one gets the others'.
+            return Clock(max(0, now_ms - lead_ms), 0)
+        if not is_ending:
+            if replica.skew.is_refused(now_ms, now_s):
+                raise ClockWrong(self._clock_note())
+            hidden = max([replica.unread(key), *(row.clock for row in held.values() if row.clock.is_ahead(now_ms))])
+            if hidden != NEVER and not replica.trusts_its_clock():
+                raise ClockWrong(
+                    f"{key} was written by a machine whose clock is {(hidden.ms - now_ms) / 1000:.0f} s ahead of this"
+                    " one's: one of the two clocks is wrong. Set it, then try again"
+                )
+        return replica.clock.tick(now_ms)
+
+    def _judged(self, rows: Sequence[Row]) -> Plan:
+        replica = self.replica
+        plan = replica.map.plan(rows, replica.signers(), replica.now_ms())
         for row, refusal in plan.refused:
             if refusal == "full":
                 raise MapFull(
-                    f"the admin map is full ({self._map.rows} rows, {self._map.bytes} bytes): delete what nobody needs,"
-                    " such as old keys and agents"
+                    f"the admin map is full ({replica.map.rows:,} rows, {replica.map.bytes:,} bytes): delete what"
+                    " nobody needs, such as old agents"
                 )
-            raise AssertionError(f"own row of {row.key} refused: {refusal}")
+            raise ClockWrong(
+                f"{row.key} has an entry that is newer than this machine's clock ({refusal}): set the clock"
+            )
         return plan
 
-    async def _commit(self, plan: Plan) -> None:
-        """To the disk, then to memory. With the lock held."""
-        change = self._map.change(plan)
-        if not change.keys:
-            return
-        await self._store.write(change.stored, change.gone)
-        self._map.apply(change)
-        self._heard(change.stored)
-        for watcher in self._watchers:
-            try:
-                watcher(change.keys)
-            except Exception:  # border: what watches must not keep a change from the others
-                log.exception("a watcher of the admin map failed")
+    def _clock_note(self) -> str:
+        replica = self.replica
+        leads = replica.skew.leads_ms(replica.now_ms(), replica.now_s())
+        far = {peer: lead for peer, lead in leads.items() if abs(lead) > AHEAD_MS_MAX}
+        if not far:
+            return ""
+        roster = replica.roster()
+        names = ", ".join(sorted(roster.name_of(peer) or short(peer) for peer in far)[:5])
+        if 2 * len(far) < len(leads) or (len(far) < 2 and len(leads) > 1):
+            return f"the clock of {names} differs from this machine's by more than a minute: set it there"
+        lead_s = round((replica.skew.lead_ms(replica.now_ms(), replica.now_s()) or 0) / 1000)
+        way = "ahead of" if lead_s > 0 else "behind"
+        return (
+            f"the clock of this machine is {abs(lead_s)} s {way} that of {names}: what is written on a machine whose"
+            " clock is ahead is refused by the others. Set the clock (a time server does it by itself), then try again"
+        )
 
-    def _heard(self, rows: Sequence[Row]) -> None:
-        now_ms = self._now_ms()
-        for row in rows:
-            try:
-                self._clock.heard(row.clock, now_ms)
-            except RefusedClock:
-                continue  # an ending counts whatever its clock says, and moves ours no more than another row would
+    def _has(self, mark: tuple[Clock, str]) -> bool:
+        clock, key = mark
+        replica = self.replica
+        is_hidden = not replica.is_signer and not is_for_guests(key, "")
+        return is_hidden or self.is_ended(key) or (replica.map.latest(key) or NEVER) >= clock
 
-    def _signers(self) -> Signers:
-        roster = self._roster()
-        known, signers = self._signers_of
-        if known is not roster:
-            signers = {p: _key_of(m.certificate) for p, m in roster.members.items() if m.state == "active"}
-            self._signers_of = roster, signers
-        return signers
+    def _wake(self, keys: frozenset[str]) -> None:
+        self._moved.set()
 
-    async def _whole(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Not cut in half when the caller goes away: the disk and memory would differ."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+
+def _marks_in(version: str) -> list[tuple[Clock, str]] | None:
+    """What a version names, None for what is none."""
+    if len(version) > VERSION_LENGTH_MAX:
+        return None
+    found = [_MARK.fullmatch(part) for part in version.split(",")] if version else []
+    marks = [(Clock(int(m[1], 16), int(m[2], 16)), m[3]) for m in found if m is not None]
+    return marks if len(marks) == len(found) and all(clock.ms <= MS_MAX for clock, _ in marks) else None
 
 
 def _json(name: str, value: object) -> bytes:
@@ -228,9 +317,3 @@ def _json(name: str, value: object) -> bytes:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name} cannot be kept: {error}") from None
-
-
-def _key_of(certificate: bytes) -> bytes:
-    key = x509.load_der_x509_certificate(certificate).public_key()
-    assert isinstance(key, Ed25519PublicKey), "the roster takes no other"
-    return public_bytes(key)

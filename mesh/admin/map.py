@@ -15,6 +15,7 @@ members; against somebody who makes up rows stand the signatures.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -41,6 +42,7 @@ password hashes and roles (`user/`): who logs in at a guest is passed on. New sp
 them here."""
 SECRET = "secret"  # noqa: S105 - how names of fields begin that guests do not get, in whatever space
 _MODULUS = 2**256
+_Name = tuple[str, str]
 
 Refusal = Literal["malformed", "author", "signature", "clock", "older", "ended", "expired", "full"]
 Signers = Mapping[PeerId, bytes]
@@ -93,8 +95,10 @@ class AdminMap:
         self.mesh_id = mesh_id
         self.rows = 0
         self.bytes = 0
+        self.authors: Counter[PeerId] = Counter()
         self._spaces: dict[str, dict[str, dict[str, Row]]] = {}
-        self._hashes: dict[tuple[str, str], bytes] = {}
+        # the hash of each row, by the bucket it is in
+        self._hashes: list[dict[_Name, bytes]] = [{} for _ in range(BUCKETS)]
         self._sums = [0] * BUCKETS
 
     # -- what it says
@@ -121,6 +125,8 @@ class AdminMap:
 
     def orphans(self, signers: Signers) -> list[Row]:
         """Rows whose authors are no signers any more. They stay in force until somebody adopts or drops them."""
+        if self.authors.keys() <= signers.keys():
+            return []
         return [row for row in self.all_rows() if row.author not in signers]
 
     def latest(self, key: str) -> Clock | None:
@@ -134,16 +140,23 @@ class AdminMap:
         return tuple(each.to_bytes(32) for each in self._sums)
 
     def digest(self) -> tuple[bytes, bytes]:
-        """Of what guests may have, and of the rest."""
+        """Of what guests may have, and of the rest: 32 bytes each."""
         half = BUCKETS // 2
-        return (
-            (sum(self._sums[:half]) % _MODULUS).to_bytes(32),
-            (sum(self._sums[half:]) % _MODULUS).to_bytes(32),
-        )
+        return _folded(self._sums[:half]), _folded(self._sums[half:])
+
+    def hashes(self, buckets: Iterable[int]) -> Iterator[tuple[bytes, Row]]:
+        """The rows of these buckets, each with its hash."""
+        for bucket in buckets:
+            for (key, name), hashed in self._hashes[bucket].items():
+                yield hashed, self.fields(key)[name]
 
     def hash(self, row: Row) -> bytes:
         """Of a row that is in the map."""
-        return self._hashes[row.key, row.field]
+        return self._hashes[bucket_of(row.key, row.field)][row.key, row.field]
+
+    def count(self, bucket: int) -> int:
+        """How many rows a bucket has."""
+        return len(self._hashes[bucket])
 
     # -- changes
 
@@ -253,7 +266,8 @@ class AdminMap:
 
     def _take(self, row: Row, fields: dict[str, Row], plan: Plan) -> None:
         held = list(fields.values()) if row.field == ENDED else [fields[row.field]] if row.field in fields else []
-        plan.lost.extend((each, row) for each in held if each.clock > row.over and each.field != ENDED)
+        unseen = (each for each in held if each.clock > row.over and each.field != ENDED and each.value != row.value)
+        plan.lost.extend((each, row) for each in unseen)
         plan.rows_more += 1 - len(held)
         plan.bytes_more += row.size - sum(each.size for each in held)
         if row.field == ENDED:
@@ -263,27 +277,30 @@ class AdminMap:
 
     def _add(self, row: Row) -> None:
         self._spaces.setdefault(row.key.partition("/")[0], {}).setdefault(row.key, {})[row.field] = row
-        name = (row.key, row.field)
-        self._hashes[name] = hash_of(row)
-        self._sum(name, 1)
+        bucket = bucket_of(row.key, row.field)
+        hashed = self._hashes[bucket][row.key, row.field] = hash_of(row)
+        self._sums[bucket] = (self._sums[bucket] + int.from_bytes(hashed)) % _MODULUS
+        self.authors[row.author] += 1
         self.rows += 1
         self.bytes += row.size
 
     def _remove(self, row: Row) -> None:
-        space = row.key.partition("/")[0]
-        fields = self._spaces[space][row.key]
-        del fields[row.field]
-        if not fields:
-            del self._spaces[space][row.key]
-        name = (row.key, row.field)
-        self._sum(name, -1)
-        del self._hashes[name]
+        keys = self._spaces[row.key.partition("/")[0]]
+        del keys[row.key][row.field]
+        if not keys[row.key]:
+            del keys[row.key]
+        bucket = bucket_of(row.key, row.field)
+        hashed = self._hashes[bucket].pop((row.key, row.field))
+        self._sums[bucket] = (self._sums[bucket] - int.from_bytes(hashed)) % _MODULUS
+        self.authors[row.author] -= 1
+        if not self.authors[row.author]:
+            del self.authors[row.author]
         self.rows -= 1
         self.bytes -= row.size
 
-    def _sum(self, name: tuple[str, str], sign: int) -> None:
-        bucket = bucket_of(*name)
-        self._sums[bucket] = (self._sums[bucket] + sign * int.from_bytes(self._hashes[name])) % _MODULUS
+
+def _folded(sums: Iterable[int]) -> bytes:
+    return (sum(sums) % _MODULUS).to_bytes(32)
 
 
 def _is_collected(row: Row, now_ms: int) -> bool:

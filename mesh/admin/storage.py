@@ -2,12 +2,13 @@
 
 What `write` was given is on the disk when it returns. The file belongs to one mesh. One that is damaged is set aside
 and the map fetched anew from the others; one that a newer version of this program wrote is read and never written.
-Source: the SQLite documentation, "Write-Ahead Logging" and "PRAGMA synchronous".
+Source: the SQLite documentation, "Write-Ahead Logging", "PRAGMA synchronous" and "VACUUM INTO".
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiosqlite
 
@@ -28,14 +29,17 @@ log = logging.getLogger(__name__)
 ADMIN_FILE = "admin.db"
 SCHEMA = 1
 """Raised by one whenever an older program would misread the file. Columns are only ever added."""
-BUSY_MS = 5000
+BUSY_S = 5.0
 _BESIDE = ("", "-wal", "-shm")
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     # The hash tells a row that rotted on the disk: signatures of what is in the file are not checked again.
     "CREATE TABLE rows (key TEXT, field TEXT, row BLOB NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (key, field))",
 )
+_DELETE = "DELETE FROM rows WHERE key = ? AND field = ?"
+_PUT = "INSERT OR REPLACE INTO rows (key, field, row, hash) VALUES (?, ?, ?, ?)"
+_SET = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)"
+_Step = tuple[str, Sequence[tuple[object, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class Loaded:
 
 
 class Store(Protocol):
-    """Where a map is kept. The simulated one of the tests loses what was not on its disk."""
+    """Where a map is kept. The one that tests use in virtual time has no thread, and fails when told to."""
 
     async def load(self) -> Loaded: ...
 
@@ -60,14 +64,14 @@ class Store(Protocol):
     async def note(self, *, last_synced_ms: int, horizon_ms: int) -> None:
         """How far this map was compared with others', and how far endings were collected."""
 
-    async def begin(self, mesh_id: str, *, archive: str) -> None:
-        """An empty map of this mesh; the old file is kept under the name `archive`, or not if that is empty."""
+    async def begin(self, mesh_id: str, rows: Sequence[Row], *, archive: str, last_synced_ms: int) -> None:
+        """The map of this mesh, with these rows alone; what was there is kept under the name `archive`, if given."""
 
     async def close(self) -> None: ...
 
 
 class AdminFile:
-    """The file in one data folder, with one thread that writes it."""
+    """The file in one data folder, with one thread that writes it. One owner; its calls one after another."""
 
     def __init__(self, folder: Path, *, program: str) -> None:
         """`program`: the version that writes, for whoever opens the file with an older one."""
@@ -83,36 +87,41 @@ class AdminFile:
         """
         try:
             return await self._load()
-        except sqlite3.DatabaseError as error:
+        except _Damaged as damage:
+            reason = str(damage)
+        except sqlite3.Error as error:
             await self.close()
-            if getattr(error, "sqlite_errorcode", None) not in _DAMAGED:
+            if getattr(error, "sqlite_errorcode", None) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise NotDurable(f"{self.path} cannot be opened: {error}") from error
-            aside = f"{ADMIN_FILE}.corrupt-{int(time.time())}"
-            await asyncio.to_thread(self._rename, aside)
-            log.error(
-                "the admin map is damaged and was set aside; it is fetched anew from the other machines",
-                extra={"path": str(self.path), "set_aside": aside, "reason": str(error)},
-            )
-            return await self._load()
+            reason = str(error)
+        await self.close()
+        aside = self._free(f"{ADMIN_FILE}.corrupt-{int(time.time())}")
+        await asyncio.to_thread(self._set_aside, aside)
+        log.error(
+            "the admin map is damaged and was set aside; it is fetched anew from the other machines",
+            extra={"path": str(self.path), "set_aside": str(aside), "reason": reason},
+        )
+        return await self._load()
 
     async def write(self, stored: Sequence[Row], gone: Sequence[tuple[str, str]]) -> None:
         """In one transaction, durable when this returns. Not to be cancelled half way: the caller shields it."""
-        kept = [(row.key, row.field, written(row), hash_of(row)) for row in stored]
-        steps = ((_DELETE, gone), ("INSERT OR REPLACE INTO rows (key, field, row, hash) VALUES (?, ?, ?, ?)", kept))
-        await self._transaction(*(step for step in steps if step[1]))
+        await self._transaction((_DELETE, gone), (_PUT, _columns(stored)))
 
     async def note(self, *, last_synced_ms: int, horizon_ms: int) -> None:
-        await self._transaction(
-            (_SET, [("last_synced_ms", str(last_synced_ms)), ("horizon_ms", str(horizon_ms))]),
-        )
+        await self._transaction((_SET, [("last_synced_ms", str(last_synced_ms)), ("horizon_ms", str(horizon_ms))]))
 
-    async def begin(self, mesh_id: str, *, archive: str) -> None:
+    async def begin(self, mesh_id: str, rows: Sequence[Row], *, archive: str, last_synced_ms: int) -> None:
+        """One transaction: after a crash it is the old map or the new one."""
         if archive:
-            await self.close()
-            await asyncio.to_thread(self._rename, archive)
-            await self._open()
+            target = self._free(archive)
+            await asyncio.to_thread(_make, target)  # first: SQLite would give it whatever mode is usual here
+            await self._run(("VACUUM INTO ?", [(str(target),)]))
+        about = [("mesh_id", mesh_id), ("program", self._program), ("last_synced_ms", str(last_synced_ms))]
         await self._transaction(
-            ("DELETE FROM rows", ()), ("DELETE FROM meta", ()), (_SET, [("mesh_id", mesh_id), *self._about()])
+            ("DELETE FROM rows WHERE ?", [(1,)]),
+            ("DELETE FROM meta WHERE ?", [(1,)]),
+            (_SET, about),
+            (_PUT, _columns(rows)),
         )
 
     async def close(self) -> None:
@@ -124,12 +133,24 @@ class AdminFile:
 
     async def _load(self) -> Loaded:
         connection = await self._open()
-        meta = {str(name): str(value) for name, value in await connection.execute_fetchall("SELECT * FROM meta")}
-        table = await connection.execute_fetchall("SELECT key, field, row, hash FROM rows")
+        (found,) = await _column(connection, "PRAGMA user_version")
+        if found == 0:
+            await self._run(("BEGIN IMMEDIATE", ()), *((table, ()) for table in _TABLES))
+            await self._run((f"PRAGMA user_version = {SCHEMA}", ()), ("COMMIT", ()))
+        try:
+            meta = {str(n): str(v) for n, v in await connection.execute_fetchall("SELECT name, value FROM meta")}
+            table = list(await connection.execute_fetchall("SELECT row, hash FROM rows"))
+        except sqlite3.OperationalError as error:
+            if found <= SCHEMA:
+                raise _Damaged(str(error)) from None
+            meta, table = {}, []
         rows = await asyncio.to_thread(_readable, table)
-        self._read_only = await self._newer(connection, meta.get("program", ""))
-        if not self._read_only:
-            await self._transaction((_SET, self._about()))
+        if found > SCHEMA:
+            self._read_only = self._newer(found, meta.get("program", "unknown"))
+            log.error("the admin map is read only", extra={"reason": self._read_only})
+            await self._run(("PRAGMA query_only = ON", ()))
+        else:
+            await self._transaction((_SET, [("program", self._program)]))
         return Loaded(
             mesh_id=meta.get("mesh_id", ""),
             rows=rows,
@@ -139,96 +160,93 @@ class AdminFile:
         )
 
     async def _open(self) -> aiosqlite.Connection:
-        await asyncio.to_thread(self._make)
-        connection = self._connection = await aiosqlite.connect(self.path, isolation_level=None, timeout=BUSY_MS / 1000)
-        await connection.execute("PRAGMA journal_mode = WAL")
-        await connection.execute("PRAGMA synchronous = FULL")
-        for (answer,) in await connection.execute_fetchall("PRAGMA quick_check(1)"):
-            if answer != "ok":
-                error = sqlite3.DatabaseError(str(answer))
-                error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-                raise error
-        if await _schema_of(connection) == 0:
-            await self._transaction(*((table, ()) for table in _TABLES), (f"PRAGMA user_version = {SCHEMA}", ()))
-        return connection
+        require_private(self.path)
+        await asyncio.to_thread(_make, self.path)
+        self._connection = await aiosqlite.connect(self.path, isolation_level=None, timeout=BUSY_S)
+        # What was deleted is overwritten: the hashes of passwords of a mesh that this machine left.
+        await self._run(("PRAGMA secure_delete = ON", ()), ("PRAGMA synchronous = FULL", ()))
+        await self._run(("PRAGMA journal_mode = WAL", ()))
+        (answer,) = await _column(self._connection, "PRAGMA quick_check(1)")
+        if answer != "ok":
+            raise _Damaged(str(answer))
+        return self._connection
 
-    async def _newer(self, connection: aiosqlite.Connection, program: str) -> str:
-        """Why the file is not written to, or nothing."""
-        found = await _schema_of(connection)
-        if found <= SCHEMA:
-            return ""
-        await connection.execute("PRAGMA query_only = ON")
+    def _newer(self, found: int, program: str) -> str:
         return (
-            f"{self.path} was written by version {program or 'unknown'} of this program (schema {found}); this is"
-            f" {self._program} (schema {SCHEMA}), which reads it and does not write to it. Install version"
-            f" {program or 'that wrote it'} or newer"
+            f"{self.path} was written by version {program} of this program (schema {found}); this is {self._program}"
+            f" (schema {SCHEMA}), which reads it and does not write to it. Install version {program} or newer"
         )
 
-    def _about(self) -> list[tuple[str, str]]:
-        return [("program", self._program)]
-
-    async def _transaction(self, *steps: tuple[str, Sequence[tuple[object, ...]]]) -> None:
+    async def _transaction(self, *steps: _Step) -> None:
+        """All of it or nothing; a step without values is left out."""
         if self._read_only:
             raise MapReadOnly(self._read_only)
         if self._connection is None:
             raise NotDurable("the admin map is closed: this peer is stopping")
-        connection = self._connection
         try:
-            await connection.execute("BEGIN IMMEDIATE")
+            await self._run(("BEGIN IMMEDIATE", ()))
             try:
-                for statement, values in steps:
-                    if values:
-                        await connection.executemany(statement, values)
-                    else:
-                        await connection.execute(statement)
-                await connection.execute("COMMIT")
+                await self._run(*(step for step in steps if step[1]))
+                await self._run(("COMMIT", ()))
             except BaseException:
-                await connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has done so itself
+                    await self._run(("ROLLBACK", ()))
                 raise
         except sqlite3.Error as error:
             raise NotDurable(f"the admin map could not be written to {self.path}: {error}") from error
 
-    def _make(self) -> None:
-        """An empty file of mode 0600: SQLite gives its log the same."""
-        require_private(self.path)
-        try:
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise NotDurable(f"{self.path} cannot be made: {error.strerror}") from None
+    async def _run(self, *steps: _Step) -> None:
+        assert self._connection is not None
+        for statement, values in steps:
+            if len(values) > 1:
+                await self._connection.executemany(statement, values)
+            else:
+                await self._connection.execute(statement, *values)
 
-    def _rename(self, name: str) -> None:
-        free = name
-        for number in range(2, 1000):
-            if not self.path.with_name(free).exists():
-                break
-            free = f"{name}-{number}"
+    def _free(self, name: str) -> Path:
+        """A path beside the file that nothing has."""
+        paths = (self.path.with_name(name + (f"-{number}" if number > 1 else "")) for number in range(1, 10_000))
+        return next(path for path in paths if not path.exists())
+
+    def _set_aside(self, target: Path) -> None:
         for end in _BESIDE:
             old = self.path.with_name(ADMIN_FILE + end)
             if old.exists():
-                old.replace(self.path.with_name(free + end))
+                old.replace(target.with_name(target.name + end))
 
 
-_DELETE = "DELETE FROM rows WHERE key = ? AND field = ?"
-_SET = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)"
+class _Damaged(Exception):
+    """A file that is no admin map any more."""
 
 
-async def _schema_of(connection: aiosqlite.Connection) -> int:
-    (row,) = await connection.execute_fetchall("PRAGMA user_version")
-    return int(row[0])
+def _make(path: Path) -> None:
+    """An empty file of mode 0600, unless there is one: SQLite gives its log the same mode."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise NotDurable(f"{path} cannot be made: {error.strerror}") from None
 
 
-def _readable(table: Iterable[sqlite3.Row]) -> list[Row]:
+async def _column(connection: aiosqlite.Connection, question: str) -> list[Any]:
+    return [row[0] for row in await connection.execute_fetchall(question)]
+
+
+def _columns(rows: Iterable[Row]) -> list[tuple[object, ...]]:
+    return [(row.key, row.field, written(row), hash_of(row)) for row in rows]
+
+
+def _readable(table: Iterable[Any]) -> list[Row]:
     rows: list[Row] = []
     lost = 0
-    for key, name, data, known in table:
+    for data, known in table:
         try:
             row = read(data)
         except (BadRow, TypeError):
             lost += 1
             continue
-        if (row.key, row.field) == (key, name) and hash_of(row) == known:
+        if hash_of(row) == known:
             rows.append(row)
         else:
             lost += 1
