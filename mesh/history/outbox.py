@@ -107,6 +107,7 @@ class Outbox:
             self._put_back()
             return []
         gone, self._batch = self._batch, []
+        self._failures, self.retry_at = 0, 0.0
         self.entries_dropped += len(gone)
         self._end(gone, is_written=False)
         return gone

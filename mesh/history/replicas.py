@@ -18,7 +18,7 @@ members, and from then on they are its own word again.
 Records from before this peer came into the mesh stay on its disk: `floors` says up to where each of its logs is
 private.
 
-Not here: how it travels (mesh.history.replication), what stands in an entry (mesh.history.entries).
+Not here: how it travels (mesh.history.replication), what may be added to a copy (mesh.history.prefixes).
 Source: prefix replication as in viewstamped replication (Liskov and Cowling 2012) without its vote, since nothing needs
 one: only the origin writes; version vectors from Parker et al. 1983.
 """
@@ -189,18 +189,6 @@ def shown(log: LogId, span: Span, floors: Mapping[LogId, int]) -> Span:
     low, have = span
     floor = min(floors.get(log, 0), have)
     return max(low, floor), have
-
-
-def taken(span: Span, first: int, count: int, low: int) -> Span | None:
-    """Where a copy ends up that is offered `count` entries from number `first` on; None: nothing of it fits.
-
-    Only what follows on what is here, or on `low`, up to where its origin retired the log, above what is here.
-    """
-    old_low, have = span
-    if first == have + 1 or (first == low + 1 and low > have):
-        have = first - 1 + count
-        return max(old_low, min(low, have)), have
-    return None
 
 
 def believed_low(log: LogId, source: str, span: Span, first: int, low: int) -> int:

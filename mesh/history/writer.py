@@ -90,9 +90,9 @@ class Writer:
             if not len(self.outbox):
                 self._idle.set()
             self._wake.clear()
-            wait_s = self.outbox.retry_at - self._clock() if self.outbox.is_sick else None
+            wait_s = max(0.0, self.outbox.retry_at - self._clock()) if len(self.outbox) else None
             try:
-                async with asyncio.timeout(None if wait_s is None else max(0.0, wait_s)):
+                async with asyncio.timeout(wait_s):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -139,6 +139,7 @@ class Writer:
 
     def _refused(self, reason: str) -> None:
         if self.outbox.refused():
+            self._surprises = 0
             log.error("an entry of the history cannot be written and is dropped", extra={"reason": reason})
 
     def _failed(self, reason: str, was_sick: bool) -> None:

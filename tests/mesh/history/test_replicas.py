@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mesh.history.entries import LogId
 from mesh.history.replicas import (
@@ -22,7 +20,6 @@ from mesh.history.replicas import (
     next_run,
     shown,
     sources,
-    taken,
     targets,
     to_push,
     wanted,
@@ -208,32 +205,6 @@ def test_private_entries_are_never_pushed() -> None:
     assert to_push(mine, {log: (4, 9)}, "me", {log: 4, older: 5}) is None
     assert shown(log, (0, 9), {log: 4}) == (4, 9)
     assert shown(older, (0, 5), {older: 7}) == (5, 5)
-
-
-def test_a_copy_takes_only_what_follows() -> None:
-    assert taken((0, 5), 6, 3, 0) == (0, 8)
-    assert taken((0, 5), 7, 3, 0) is None, "a gap"
-    assert taken((0, 5), 5, 3, 0) is None, "an overlap"
-    assert taken((0, 5), 9, 3, 7) is None, "a gap above what was retired"
-    assert taken((0, 5), 8, 3, 7) == (7, 10), "over what its origin retired"
-    assert taken((0, 5), 6, 0, 4) == (4, 5)
-    assert taken((0, 5), 6, 1, 9) == (6, 6), "never retired above where it ends"
-    assert taken((3, 5), 6, 1, 1) == (3, 6), "what is retired stays retired"
-
-
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4), st.integers(0, 12)), max_size=30), st.integers(0, 12))
-def test_a_copy_is_a_prefix_whatever_is_offered(offers: list[tuple[int, int, int]], retired: int) -> None:
-    """Offers say what the origin has: entry n is the number n, and `retired` of them are gone."""
-    span, held = (0, 0), set[int]()
-    for first, count, low in offers:
-        moved = taken(span, first, count, min(low, retired))
-        if moved is not None:
-            held = {n for n in held | set(range(first, first + count)) if n > moved[0]}
-            assert moved[0] >= span[0]
-            assert moved[1] >= span[1]
-            span = moved
-    assert held == set(range(span[0] + 1, span[1] + 1))
-    assert span[0] <= retired
 
 
 def test_what_is_retired_is_believed_of_the_origin_alone() -> None:
