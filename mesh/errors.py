@@ -1,4 +1,5 @@
-"""Why a peer does not start, as one tree. All are the person's to solve: `str` says what is wrong, `fix` what to do.
+"""Why a peer does not start, as one tree, and why a backup fails. All are the person's to solve: `str` says what is
+wrong, `fix` what to do.
 
 StartError               exit code 1
 ├── SettingError         exit code 2: a setting cannot be used; one line with its value, its origin, what is allowed
@@ -6,6 +7,7 @@ StartError               exit code 1
 ├── NotPrivate           a secret file or its folder is open to others
 ├── PortBusy             somebody else listens there
 └── ForeignPackage       another distribution overwrote one of our four packages
+BackupError              a backup cannot be made, or not be taken back
 """
 
 from __future__ import annotations
@@ -42,3 +44,12 @@ class PortBusy(StartError):
 
 class ForeignPackage(StartError):
     """`import web` (or another of the four) would run somebody else's code."""
+
+
+class BackupError(Exception):
+    """A backup cannot be made, or not be taken back. What was there is as it was."""
+
+    def __init__(self, what: str, *, fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
