@@ -1,14 +1,16 @@
 """Peers and registered servers under their old names: agents, nodes. What scripts written for the reference call.
 
     POST /api/agents                    F162: registers an OpenAI-compatible server that is no peer
+    POST /api/backends                  the same by this machine's own command line: also a server on loopback
     POST /api/health                    F166: such a server is alive; its token is in X-Agent-Token
     POST /api/agents/{id}/metrics       F167
     PUT  /api/agents/{id}/settings      F83: name, tags, notes
     POST /api/agents/{id}/disconnect    F84: no more requests, until `enable`
     DELETE /api/agents/{id}             F85
 
-`/api/nodes` is the same; bodies may say `node_id` for `agent_id`. The coordinator answers all of these (web.passing);
-who is listed, and how they are, is web.mesh's. Only the form of a body is checked here.
+`/api/nodes` is the same; bodies may say `node_id` for `agent_id`. The coordinator answers all of these (web.passing)
+but `/api/backends`: only this machine can look at its own loopback. Who is listed, and how they are, is web.mesh's.
+Only the form of a body is checked here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from aiohttp import web
 
-from inference.openai.fields import bad_value
+from inference.openai.fields import bad_value, missing
 from web.body import parsed_body
 from web.border import CALLER
 from web.errors import HttpRefusal
@@ -40,19 +42,25 @@ class AgentsRoutes:
         status, found = await agents.register(body, request[CALLER])
         return web.json_response(_both_ids(found), status=status)
 
+    async def register_here(self, request: web.Request) -> web.Response:
+        """By the command line of this machine: the facet sees it by the caller."""
+        return await self.register(request)
+
     async def heartbeat(self, request: web.Request) -> web.Response:
         agents = self._agents
-        body = await self._body(request, Heartbeat)
-        await agents.heartbeat(request.headers.get("X-Agent-Token"), _one_id(body))
+        body = _one_id(await self._body(request, Heartbeat))
+        if body["agent_id"] is None:
+            raise missing("agent_id")
+        await agents.heartbeat(request.headers.get("X-Agent-Token"), body)
         return web.json_response({"status": "ok"})
 
     async def metrics(self, request: web.Request) -> web.Response:
         """From an administrator, or the server itself: then it is a sign of life, and the token must be its own."""
         agents, who = self._agents, who_of(request)
-        body = await self._body(request, Metrics)
+        body = _one_id(await self._body(request, Metrics))
         if not request[CALLER].is_admin:
             await agents.heartbeat(request.headers.get("X-Agent-Token"), body | {"agent_id": who})
-        await agents.metrics(who, _one_id(body))
+        await agents.metrics(who, body)
         return web.Response(status=204)
 
     async def settings(self, request: web.Request) -> web.Response:
@@ -92,7 +100,7 @@ class AgentsRoutes:
 
 def _one_id(body: dict[str, Any]) -> dict[str, Any]:
     """`agent_id`, whichever way it was said. Raises InvalidRequest when both are there and differ."""
-    old, new = body.get("agent_id"), body.get("node_id")
+    old, new = body.pop("agent_id", None), body.pop("node_id", None)
     if old is not None and new is not None and old != new:
         raise bad_value("node_id", "it differs from 'agent_id', which is the same thing")
     return body | {"agent_id": old if old is not None else new}
@@ -106,7 +114,7 @@ def _both_ids(answer: dict[str, Any]) -> dict[str, Any]:
 # -- what is asked and answered
 
 _Id = Annotated[str, Text(128)]
-_Count = Annotated[int, Number(0, 10**9)]
+_Count = Annotated[int, Number(0, 10**6)]
 
 
 class Device(TypedDict):
@@ -118,12 +126,16 @@ class Device(TypedDict):
 
 
 class Registration(TypedDict):
-    """A server that speaks OpenAI's API at `runtime_port`, or the port after it. It is asked before it is taken."""
+    """A server that speaks OpenAI's API at `runtime_port`, or the port after it. It is asked before it is taken.
+
+    `base_url` may stand for address and port, and say https.
+    """
 
     machine_name: Annotated[str, Text(128, is_line=True)]
-    ip_address: Annotated[str, Text(255, is_line=True)]
+    ip_address: NotRequired[Annotated[str, Text(255, is_line=True)] | None]
+    runtime_port: NotRequired[Annotated[int, Number(1, 65535)] | None]
+    base_url: NotRequired[Annotated[str, Text(255, is_line=True)] | None]
     runtime_version: NotRequired[Annotated[str, Text(64)] | None]
-    runtime_port: Annotated[int, Number(1, 65535)]
     gpu_available: NotRequired[bool | None]
     gpu_devices: NotRequired[Annotated[list[Device], Many(64)] | None]
     gpu_count: NotRequired[_Count | None]
@@ -146,6 +158,7 @@ class Heartbeat(TypedDict):
     node_id: NotRequired[_Id | None]
     cpu_usage: NotRequired[Annotated[float, Number(0, 100)] | None]
     memory_usage: NotRequired[Annotated[float, Number(0, 100)] | None]
+    gpu_usage: NotRequired[Annotated[float, Number(0, 100)] | None]
     active_requests: NotRequired[_Count | None]
 
 
@@ -156,6 +169,7 @@ class Metrics(TypedDict):
     node_id: NotRequired[_Id | None]
     cpu_usage: Annotated[float, Number(0, 100)]
     memory_usage: Annotated[float, Number(0, 100)]
+    gpu_usage: NotRequired[Annotated[float, Number(0, 100)] | None]
     active_requests: _Count
     avg_response_time_ms: NotRequired[Annotated[float, Number(0, 1e9)] | None]
     timestamp: NotRequired[Annotated[str, Text(64)] | None]

@@ -101,6 +101,7 @@ def _agents(services: Services) -> list[Route]:
         *both_spellings("POST", f"{one}/enable", at.enable, admin, agents.ENABLE, COORDINATOR),
         *both_spellings("POST", f"{one}/metrics", at.metrics, Policy.AGENT, agents.METRICS, COORDINATOR),
         *both_spellings("GET", f"{one}/logs", log.lines, admin, logs.LINES_OF, PEER),
+        Route("POST", "/api/backends", at.register_here, Policy.CONTROL, agents.REGISTER),
         Route("POST", "/api/health", at.heartbeat, Policy.AGENT, agents.HEARTBEAT, COORDINATOR),
     ]
 

@@ -170,9 +170,10 @@ def permits(policy: Policy, caller: Caller) -> bool:
 
 
 def caller_out(caller: Caller) -> str:
-    """Who asks, as a header. What only the making of tokens needs is left out."""
+    """Who asks, as a header. What only the making of tokens needs is left out, and so is `is_local`: who is on the
+    ingress's machine is on another one than the owner's."""
     said: dict[str, Any] = {name: getattr(caller, name) for name in _TEXTS}
-    said |= {"role": caller.role, "scopes": sorted(caller.scopes), "is_local": caller.is_local}
+    said |= {"role": caller.role, "scopes": sorted(caller.scopes)}
     kept = {name: value for name, value in said.items() if value is not None}
     if "key_name" in kept:  # people choose it; it is for people to read
         kept["key_name"] = kept["key_name"][:_TEXT_MAX]
@@ -188,12 +189,11 @@ def caller_in(header: str) -> Caller:
         values: dict[str, Any] = {name: _text(said[name]) for name in _TEXTS if said.get(name) is not None}
         role = said.get("role")
         scopes = said.get("scopes", [])
-        is_local = said.get("is_local", False)
-        if role not in (None, "admin", "viewer") or type(is_local) is not bool:
+        if role not in (None, "admin", "viewer"):
             raise ValueError
         if type(scopes) is not list or len(scopes) > _SCOPES_MAX:
             raise ValueError
-        return Caller(**values, role=role, scopes=frozenset(map(_text, scopes)), is_local=is_local)
+        return Caller(**values, role=role, scopes=frozenset(map(_text, scopes)))
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise InvalidRequest(
             f"Invalid header '{CONTEXT_HEADER}': it is not what a peer sends.", code="invalid_value"

@@ -20,7 +20,7 @@ from web.shapes import Text, checked
 
 SETTINGS_MAX = 64
 
-Value = Annotated[str, Text(4096)] | int | float | bool | None
+Value = Annotated[str, Text(4096)] | float | bool | None
 """null takes a setting back to its default."""
 
 

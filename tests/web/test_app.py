@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from web.app import Route, make_app, route_table
+from web.app import make_app, route_table
+from web.guards import Policy
 from web.inflight import InFlight
+from web.route import Route
 from web.services import Access
 
 
@@ -21,6 +23,36 @@ async def test_a_route_without_policy_does_not_start(surface: Any) -> None:
     services = surface.listener._services
     with pytest.raises(TypeError, match="/x has no policy"):
         make_app(services, InFlight(), [Route("GET", "/x", handler, None)])  # type: ignore[arg-type]
+
+
+async def test_a_handler_with_two_policies_does_not_start(surface: Any) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response()
+
+    services = surface.listener._services
+    routes = [Route("GET", "/x", handler, Policy.ADMIN), Route("GET", "/y", handler, Policy.PUBLIC)]
+    with pytest.raises(TypeError, match="/y has a handler that has another policy elsewhere"):
+        make_app(services, InFlight(), routes)
+
+
+def test_what_only_the_machines_own_command_line_may_do_is_little(surface: Any) -> None:
+    table = route_table(surface.listener._services)
+    assert {(route.method, route.path) for route in table if route.policy is Policy.CONTROL} == {
+        ("POST", "/api/shutdown"),
+        ("POST", "/api/models/import"),
+        ("POST", "/api/backends"),
+        ("POST", "/api/mesh/join"),
+        ("POST", "/api/mesh/leave"),
+        ("GET", "/api/mesh/identity"),
+    }
+
+
+def test_old_and_new_spelling_are_the_same_routes(surface: Any) -> None:
+    table = route_table(surface.listener._services)
+    agents = {(r.method, r.path, r.policy, r.owned) for r in table if r.path.startswith("/api/agents")}
+    nodes = {(r.method, r.path, r.policy, r.owned) for r in table if r.path.startswith("/api/nodes")}
+    assert agents == {(method, path.replace("nodes", "agents"), *rest) for method, path, *rest in nodes}
+    assert len(agents) == 9
 
 
 async def test_every_route_that_is_served_is_in_the_table(surface: Any) -> None:
