@@ -10,6 +10,10 @@ the tokens that are there. The rules:
     the caller's fault      told to the caller; a prompt too long for one holder may fit a larger one
     the deadline passed     told to the caller
 
+A registered server that is no peer tells no token ids: it goes on with nobody's answer, and nobody with its own, once
+that has text. Its own faults (5xx, nonsense) count as those of a machine that is gone: it is avoided until it is seen
+to answer.
+
 At most ATTEMPTS_MAX tries a request. What the caller gets in the end is `final`: StreamInterrupted once it has tokens.
 """
 
@@ -25,6 +29,7 @@ from inference.errors import (
     CallerError,
     ContextLengthExceeded,
     DeadlineExceeded,
+    EngineError,
     HolderFull,
     HolderLost,
     InferenceError,
@@ -47,6 +52,8 @@ RETRY_AFTER_DEATH_S = 10
 # A holder that makes no token is left after PATIENCE times what was predicted, and a little for what nobody predicts.
 PATIENCE = 3.0
 PATIENCE_S = 5.0
+# A server that is no peer may load a model first, and tells nobody: Ollama does so for up to half a minute.
+PATIENCE_ADOPTED_S = 30.0
 BUDGET_SHARE = 0.2
 BUDGET_MIN = 10.0
 BUDGET_MAX = 100.0
@@ -138,13 +145,14 @@ class Attempts:
         may_refuse = len(self._refused) < REFUSALS_MAX and bool(unasked)
         chosen = unasked[0] if may_refuse else fresh[0] if fresh else order[0].candidate
         is_waited_for = chosen.is_local or len(able) == 1
-        predicted_s = predicted_ttft_s(self.ask, chosen).score
+        patience_s = PATIENCE * predicted_ttft_s(self.ask, chosen).score
+        patience_s += PATIENCE_ADOPTED_S if chosen.is_adopted else PATIENCE_S
         return Step(
             candidate=chosen,
             attempt=self.attempt,
             may_refuse=may_refuse and len(able) > 1 and not self.had_slot,
             is_resumed=self.had_slot,
-            patience_s=None if is_waited_for else PATIENCE * predicted_s + PATIENCE_S,
+            patience_s=None if is_waited_for else patience_s,
         )
 
     def failed(self, step: Step, error: InferenceError, now: float) -> Failure:
@@ -154,7 +162,9 @@ class Attempts:
             self._refused.add(peer)
             return Failure()
         self._error = error
-        is_silent = isinstance(error, PeerSilent) and error.code != WEDGED  # its connection may be what is dead
+        is_adopted = step.candidate.is_adopted
+        # its connection may be what is dead
+        is_silent = isinstance(error, PeerSilent) and error.code != WEDGED and not is_adopted
         if isinstance(error, WorkerDied | PeerGone) or is_silent:
             self._deaths += isinstance(error, WorkerDied)
             self._lost[peer] = self._lost.get(peer, 0) + 1
@@ -163,7 +173,7 @@ class Attempts:
         else:
             self._out.add(peer)
         how: Literal["gone", "wedged"] | None = None
-        if isinstance(error, PeerGone | PeerSilent):
+        if isinstance(error, PeerGone | PeerSilent) or (is_adopted and isinstance(error, EngineError)):
             how = "wedged" if error.code == WEDGED else "gone"
         if self._is_final(step, error, now) or self.attempt >= ATTEMPTS_MAX:
             return Failure(how=how, final=self.final(error))
@@ -171,7 +181,7 @@ class Attempts:
         return Failure(how=how)
 
     def _is_final(self, step: Step, error: InferenceError, now: float) -> bool:
-        if isinstance(error, StreamInterrupted):
+        if isinstance(error, StreamInterrupted) or (self.made_by is not None and self.made_by.is_adopted):
             return True
         if isinstance(error, DeadlineExceeded):
             return self.deadline is not None and now >= self.deadline
@@ -192,6 +202,8 @@ class Attempts:
             return False
         if self.made_by is None:
             return True
+        if candidate.is_adopted:
+            return False
         asked = self.ask.max_tokens
         needed = self.prompt_tokens + (asked if asked is not None else self.tokens + 1)
         if self.made_by.context:  # the answer ends there, whoever makes it

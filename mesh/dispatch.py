@@ -33,6 +33,7 @@ from inference.errors import (
     PeerGone,
     PeerSilent,
 )
+from mesh.adopted.holders import ALL_MODELS, ServerTarget
 from mesh.affinity import Affinity, estimated_tokens
 from mesh.attempts import WEDGED, Attempts, RetryBudget, Step
 from mesh.hop import HopClient, Target
@@ -57,7 +58,7 @@ class Holders(Protocol):
     def candidates(self, model_id: str, ask: Ask, now: float) -> list[Candidate]:
         """Every peer that has it. Raises ModelNotFound."""
 
-    def target(self, peer: str, model_id: str) -> Target | None:
+    def target(self, peer: str, model_id: str) -> Target | ServerTarget | None:
         """How it is reached now, and its own name of the model."""
 
     def failed(self, peer: str, how: str) -> None:
@@ -152,12 +153,14 @@ class Dispatcher:
                         while True:
                             chunk = await run.read()
                             if chunk.started is not None:
+                                run.has_begun = step.candidate.is_adopted  # it says nothing before it computes
                                 if (told := record.start(chunk.started, step, tries, caller)) is not None:
                                     yield Chunk(started=told)
                                 continue
-                            if chunk.tokens:
+                            if chunk.tokens or (chunk.text and step.candidate.is_adopted):
                                 self._took(chunk, run, tries, record)
                             record.draws = chunk.draws
+                            record.count(chunk.usage)
                             record.is_complete = chunk.finish_reason is not None
                             yield chunk
                             if record.is_complete:
@@ -262,17 +265,23 @@ class Dispatcher:
         )
 
     @contextmanager
-    def _sent(self, step: Step, tries: Attempts) -> Generator[tuple[HopClient, Target], None, None]:
-        """How the other peer is asked; counted as in flight there for as long as the block runs."""
+    def _sent(self, step: Step, tries: Attempts) -> Generator[Target | ServerTarget, None, None]:
+        """How the other machine is asked; counted as in flight there for as long as the block runs."""
         peer = step.candidate.peer
         target = self._holders.target(peer, tries.ask.model_id)
-        if target is None or self._hop is None:
+        if target is None:
             raise PeerGone(f"The peer {step.candidate.name} is not to be reached any more.")
-        ticket = self._holders.in_flight.begin(peer, target.model_id, _now(), tries.deadline)
+        counted_as = ALL_MODELS if step.candidate.is_adopted else target.model_id
+        ticket = self._holders.in_flight.begin(peer, counted_as, _now(), tries.deadline)
         try:
-            yield self._hop, target
+            yield target
         finally:
             self._holders.in_flight.end(ticket, _now())
+
+    def _hop_to(self, target: Target) -> HopClient:
+        if self._hop is None:
+            raise PeerGone(f"The peer {target.name} is not to be reached from here.")
+        return self._hop
 
     def _local_id(self, step: Step, tries: Attempts) -> str:
         """What this machine calls the model: another peer may have the same file under another name."""
@@ -292,8 +301,12 @@ class Dispatcher:
                 yield _Run(chunks, step, None)  # the local holder keeps the deadline itself
             return
         record.enter("queued")
-        with self._sent(step, tries) as (hop, target):
-            async with aclosing(hop.generate(target, request, forwarder)) as chunks:
+        with self._sent(step, tries) as target:
+            if isinstance(target, ServerTarget):
+                made = target.generate(request)
+            else:
+                made = self._hop_to(target).generate(target, request, forwarder)
+            async with aclosing(made) as chunks:
                 yield _Run(chunks, step, tries.deadline)
 
     async def _embedded(
@@ -304,10 +317,13 @@ class Dispatcher:
             asked = replace(request, model=self._local_id(step, tries))
             return await self._local.embed(asked, forwarder, record.enter)
         record.enter("generating")
-        with self._sent(step, tries) as (hop, target):
+        with self._sent(step, tries) as target:
             try:
                 async with asyncio.timeout_at(tries.deadline):
-                    answer = await hop.embed(target, request, forwarder)
+                    if isinstance(target, ServerTarget):
+                        answer = await target.embed(request)
+                    else:
+                        answer = await self._hop_to(target).embed(target, request, forwarder)
             except TimeoutError:
                 raise _too_late("The embeddings were not ready") from None
         self._holders.proved(step.candidate.peer)
@@ -368,13 +384,14 @@ class Dispatcher:
 class _Run:
     """One try of a generation: its chunks, and how long to wait for each."""
 
-    __slots__ = ("_chunks", "_deadline", "_patient_until", "has_tokens", "step")
+    __slots__ = ("_chunks", "_deadline", "_patient_until", "has_begun", "has_tokens", "step")
 
     def __init__(self, chunks: AsyncGenerator[Chunk, None], step: Step, deadline: float | None) -> None:
         self._chunks = chunks
         self._deadline = deadline
         self._patient_until = None if step.patience_s is None else _now() + step.patience_s
         self.step = step
+        self.has_begun = False  # it need not hurry with its first token any more
         self.has_tokens = False
 
     async def read(self) -> Chunk:
@@ -395,14 +412,15 @@ class _Run:
 
     @property
     def _limit(self) -> float | None:
-        if self.has_tokens or self._patient_until is None:
+        if self.has_tokens or self.has_begun or self._patient_until is None:
             return self._deadline
         return self._patient_until if self._deadline is None else min(self._deadline, self._patient_until)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Record:
-    """What is known of a running request. `produced` are all tokens of the answer, `tokens` counts those made here."""
+    """What is known of a running request. `produced` are all tokens of the answer, `tokens` counts those made here, or
+    pieces of text where the tokens are not told."""
 
     id: str
     model: str
@@ -418,6 +436,7 @@ class _Record:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    told_usage: Usage | None = None
     produced: list[int] = field(default_factory=list)
     draws: int = 0
 
@@ -446,11 +465,19 @@ class _Record:
         if self.ttft_s is None:
             self.ttft_s = time.monotonic() - self.began
         self.produced.extend(chunk.tokens)
-        self.tokens += len(chunk.tokens)
+        self.tokens += len(chunk.tokens) or 1  # a piece of text is about a token
+
+    def count(self, usage: Usage | None) -> None:
+        """A server that is no peer says how many tokens it was."""
+        if usage is not None:
+            self.told_usage = usage
+            self.prompt_tokens, self.cached_tokens = usage.prompt_tokens, usage.cached_tokens
 
     @property
     def usage(self) -> Usage:
-        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.tokens, cached_tokens=self.cached_tokens)
+        return self.told_usage or Usage(
+            prompt_tokens=self.prompt_tokens, completion_tokens=self.tokens, cached_tokens=self.cached_tokens
+        )
 
     def view(self) -> ActiveRequest:
         return ActiveRequest(

@@ -17,6 +17,8 @@ from gossip.member import Fact, MemberView
 from inference.errors import ModelNotFound
 from inference.models import names
 from inference.models.model import HELLO
+from mesh.adopted.agent import Agent
+from mesh.adopted.holders import AdoptedServers, Lodged, ServerTarget
 from mesh.facts import INVENTORY, LOAD, Inventory, Load, ModelFact, ModelLoad, inventory_in, load_in
 from mesh.hop import Target
 from mesh.inflight import InFlight
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 FORWARD_S = 0.003
 """A round trip on a home network, until one was measured."""
 NEWEST_SHARE = 0.2
+INDEXES_MORE = 16
+"""Of those who left, until they are thrown away."""
 
 
 class Members(Protocol):
@@ -98,13 +102,18 @@ class MeshModel:
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """One peer that may be asked. `known` and `member` are None for this peer."""
+    """One peer that may be asked. `known` and `member` are None for this peer.
+
+    `adopted`: it is no peer, but a registered server. `is_cordoned`: somebody wants it to get no requests.
+    """
 
     peer: str
     inventory: Inventory
     load: Load | None
     known: _Known | None
     member: MemberView | None
+    adopted: Agent | None = None
+    is_cordoned: bool = False
 
     def holding(self, fact: ModelFact) -> _Holding:
         load = next((m for m in self.load.models if m.model == fact.id), None) if self.load is not None else None
@@ -126,6 +135,11 @@ class _Holding:
     @property
     def known(self) -> _Known | None:
         return self.holder.known
+
+    @property
+    def is_loaded(self) -> bool:
+        """In memory, as far as anybody knows: a server that is no peer does not tell, and is taken to be ready."""
+        return self.fact.is_usable if self.holder.adopted is not None else self.load is not None and self.load.is_loaded
 
 
 class _Index:
@@ -159,12 +173,17 @@ class Neighbours:
         clock: Callable[[], float],
         name_of: Callable[[str], str],
         context_of: Callable[[str], ssl.SSLContext],
+        cordoned: Callable[[str], bool] = lambda peer: False,
+        adopted: AdoptedServers | None = None,
     ) -> None:
+        """`cordoned`: whether an admin wants the peer to get no requests. `adopted`: the registered servers."""
         self._me = me
         self._own = own
         self._clock = clock
         self._name_of = name_of
         self._context_of = context_of
+        self._cordoned = cordoned
+        self._adopted = adopted
         self._members: Members | None = None
         self._known: dict[str, _Known] = {}
         self._indexes: dict[str, _Index] = {}
@@ -212,6 +231,9 @@ class Neighbours:
 
     def failed(self, peer: str, how: str) -> None:
         """`how`: gone (refused, reset: avoided and probed now) or wedged (accepted and did nothing)."""
+        if self._adopted is not None and peer in self._adopted:
+            self._adopted.failed(peer, how)
+            return
         if how == "wedged":
             self.penalties.put(peer, self._clock())
             return
@@ -221,6 +243,9 @@ class Neighbours:
 
     def proved(self, peer: str) -> None:
         """It served a request."""
+        if self._adopted is not None and peer in self._adopted:
+            self._adopted.proved(peer)
+            return
         self.penalties.release(peer)
         if (known := self._known.get(peer)) is not None:
             known.is_avoided = False
@@ -259,19 +284,27 @@ class Neighbours:
         return _view(found or names.resolve(name, models))
 
     def candidates(self, model_id: str, ask: Ask, now: float) -> list[Candidate]:
-        """Every peer that has the model, or the same file under another name. Raises ModelNotFound."""
+        """Every peer that has the model, or the same file under another name; none when nobody may be asked now.
+
+        Raises ModelNotFound.
+        """
         mine = self._holdings_of(model_id)
         if not mine:
             raise ModelNotFound(f"No peer has the model {model_id} any more.", param="model")
-        usable = [h for h in mine if h.fact.is_usable]
+        able = [h for h in mine if not h.holder.is_cordoned]
+        usable = [h for h in able if h.fact.is_usable]
         # Where nobody can serve it, this peer is asked all the same if it has the file: it says why not.
-        return [self._candidate(h, now) for h in usable or mine if h.fact.is_usable or h.known is None]
+        return [self._candidate(h, now) for h in usable or able if h.fact.is_usable or h.known is None]
 
-    def target(self, peer: str, model_id: str) -> Target | None:
+    def target(self, peer: str, model_id: str) -> Target | ServerTarget | None:
         """How `peer` is reached now, and what it calls the model; None when it is not to be reached."""
+        if self._adopted is not None and peer in self._adopted:
+            there = self._adopted.target(peer, model_id)
+            return self._target(there.peer, there.model_id, "") if isinstance(there, Lodged) else there
         h = next((h for h in self._holdings_of(model_id) if h.peer == peer), None)
-        if h is None:
-            return None
+        return None if h is None else self._target(peer, h.fact.id, h.fact.sha256)
+
+    def _target(self, peer: str, model_id: str, sha256: str) -> Target | None:
         addresses = self._members.addresses(peer) if self._members is not None else ()
         try:
             context = self._context_of(peer)
@@ -282,8 +315,8 @@ class Neighbours:
             name=self._name_of(peer),
             addresses=addresses,
             ssl=context,
-            model_id=h.fact.id,
-            sha256=h.fact.sha256 or None,
+            model_id=model_id,
+            sha256=sha256 or None,
         )
 
     def inventory(self, peer: str) -> Inventory | None:
@@ -309,18 +342,24 @@ class Neighbours:
     def _holdings_of(self, model_id: str) -> list[_Holding]:
         """Those of one model, and of the same file under other names."""
         holders = [(holder, self._index(holder)) for holder in self._holders()]
+        if len(self._indexes) > len(holders) + INDEXES_MORE:
+            self._indexes = {holder.peer: index for holder, index in holders}
         named = [fact for _, index in holders if (fact := index.by_id.get(model_id)) is not None]
         files = {fact.sha256 for fact in named if fact.sha256}
         return [holder.holding(fact) for holder, index in holders for fact in index.named(model_id, files)]
 
     def _holders(self) -> Iterator[_Holder]:
-        """Every peer that may be asked, this one first."""
-        yield _Holder(self._me, self._own.inventory(), self._own.load(), None, None)
+        """Every peer that may be asked, this one first; then the registered servers."""
+        own, load = self._own.inventory(), self._own.load()
+        yield _Holder(self._me, own, load, None, None, is_cordoned=self._cordoned(self._me))
         for member in self._members.members() if self._members is not None else ():
             known = self._known.get(member.peer)
-            is_there = member.state in ("alive", "suspect") and not member.about.draining
-            if known is not None and known.inventory is not None and is_there:
-                yield _Holder(member.peer, known.inventory, known.load, known, member)
+            if known is not None and known.inventory is not None and _is_there(member):
+                is_cordoned = self._cordoned(member.peer)
+                yield _Holder(member.peer, known.inventory, known.load, known, member, is_cordoned=is_cordoned)
+        for server in self._adopted.holders() if self._adopted is not None else ():
+            agent = server.agent
+            yield _Holder(agent.id, server.inventory, None, _NOBODY, None, agent, agent.is_cordoned)
 
     def _index(self, holder: _Holder) -> _Index:
         index = self._indexes.get(holder.peer)
@@ -332,12 +371,17 @@ class Neighbours:
         return MeshModel(
             fact=holdings[0].fact,
             sha256=_same(h.fact.sha256 for h in holdings),
-            holders=tuple(self._name_of(h.peer) for h in holdings),
-            is_loaded=any(h.load is not None and h.load.is_loaded for h in holdings),
-            is_ready=any(h.fact.is_usable for h in holdings),
+            holders=tuple(self._holder_name(h.holder) for h in holdings),
+            is_loaded=any(h.is_loaded for h in holdings),
+            is_ready=any(h.fact.is_usable and not h.holder.is_cordoned for h in holdings),
         )
 
+    def _holder_name(self, holder: _Holder) -> str:
+        return self._name_of(holder.peer) if holder.adopted is None else holder.adopted.name
+
     def _candidate(self, h: _Holding, now: float) -> Candidate:
+        if h.holder.adopted is not None and self._adopted is not None:
+            return self._adopted.candidate(h.holder.adopted, self.in_flight, now)
         load, inventory, member = h.holder.load, h.holder.inventory, h.holder.member
         heard_at = now if h.known is None else h.known.heard_at
         gpus = [gpu for gpu in inventory.gpus if gpu.is_usable]
@@ -383,6 +427,14 @@ class Neighbours:
         if load is not None and at >= known.heard_at:
             known.load = load
             known.heard_at = at
+
+
+_NOBODY = _Known()
+"""In the place of what a peer told."""
+
+
+def _is_there(member: MemberView) -> bool:
+    return member.state in ("alive", "suspect") and not member.about.draining
 
 
 def _same(hashes: Iterable[str]) -> str | None:

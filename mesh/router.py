@@ -96,11 +96,13 @@ class Candidate:
     that has become slow would go on reporting its good old days). `in_flight`: this ingress's requests there that the
     report does not include. `active_requests`: of the whole peer, all models, with this ingress's own.
     `metrics_age_s`: age of the report that `active` to `queued` and the percentages came in; 0 for this machine.
+    `is_adopted`: a registered server that is no peer (mesh.adopted); nobody can go on with what it began.
     """
 
     peer: str
     name: str = ""
     is_local: bool = False
+    is_adopted: bool = False
     is_suspect: bool = False
     is_penalized: bool = False
     is_loaded: bool = True
