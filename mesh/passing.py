@@ -24,7 +24,7 @@ from web.services import Passed, PassedAnswer, PassingFacet
 
 log = logging.getLogger(__name__)
 
-VERSION_LENGTH_MAX = 256
+VERSION_LENGTH_MAX = 4096  # as long as mesh.admin.admin makes them
 _READS = frozenset({"GET", "HEAD"})
 
 

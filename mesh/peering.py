@@ -15,10 +15,11 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gossip import interfaces
 from gossip.agent import Agent, Events
@@ -91,6 +92,7 @@ class Peering:
         *,
         config: Config,
         identity: Identity,
+        home: Home,
         neighbours: Neighbours,
         report: Report,
         announce: Callable[[str], None],
@@ -100,8 +102,10 @@ class Peering:
         gone: Callable[[str], None],
         gossip: GossipConfig = LAN,
         heard: Heard = Heard(),
+        notes: Callable[[str], Mapping[str, Any]] = lambda peer: {},
     ) -> None:
-        """`fail` ends the peer with an error; `came_back` and `gone` hear of members that live again, or no more."""
+        """`fail` ends the peer with an error; `came_back` and `gone` hear of members that live again, or no more;
+        `heard` of all that gossip tells; `notes` are what people wrote about a peer."""
         self._heard = heard
         self._config = config
         self._neighbours = neighbours
@@ -123,14 +127,7 @@ class Peering:
         self._guests: set[str] = set()
         self._run_dir = RunDir(config.run_dir)
         self.identity = identity
-        self.home = Home(
-            identity=identity,
-            name=config.name,
-            keeper=MeshFile(config.data_dir),
-            now_s=time.time,
-            door_s=config.door_minutes * 60.0,
-            is_claimed=config.admin_password is not None,
-        )
+        self.home = home
         self._known = set(self.home.roster.members)
         self._mesh_id = self.home.roster.mesh_id
         self.tls = Tls(identity)
@@ -146,6 +143,7 @@ class Peering:
             neighbours=neighbours,
             is_draining=is_draining,
             clock=self._loop.time,
+            notes=notes,
         )
         self.governing = Governing(
             identity=identity,
@@ -492,6 +490,18 @@ class Peering:
         """What happened with strangers, in words."""
         log.info(line.splitlines()[0])
         self._announce(line)
+
+
+def home_of(config: Config, identity: Identity) -> Home:
+    """What this peer knows of its mesh, or a mesh of its own."""
+    return Home(
+        identity=identity,
+        name=config.name,
+        keeper=MeshFile(config.data_dir),
+        now_s=time.time,
+        door_s=config.door_minutes * 60.0,
+        is_claimed=config.admin_password is not None,
+    )
 
 
 def identity_of(data_dir: Path) -> Identity:
