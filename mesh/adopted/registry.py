@@ -96,7 +96,7 @@ class Registry:
         self._lock = asyncio.Lock()
         self._probing = asyncio.Semaphore(PROBES_AT_ONCE)
         self._due: dict[str, float] = {}
-        self._is_news = False
+        self._is_news = self._has_told = False
         self._told_at = -TELL_S
         self._refreshed_at = clock()
         self._wake = asyncio.Event()
@@ -278,10 +278,11 @@ class Registry:
             log.warning("the models of a server cannot be written", extra={"agent": agent.id, "reason": error.message})
 
     def _tell_news(self) -> None:
-        now = self._clock()
-        if self._is_news and now - self._told_at >= TELL_S:
-            self._is_news, self._told_at = False, now
-            self._tell(AGENTS, news_out(self._agents.own, now))
+        """What this peer knows as a watcher, and once that it is none any more."""
+        now, own = self._clock(), self._agents.own
+        if self._is_news and now - self._told_at >= TELL_S and (own or self._has_told):
+            self._is_news, self._told_at, self._has_told = False, now, bool(own)
+            self._tell(AGENTS, news_out(own, now))
 
     # -- inside
 
