@@ -127,6 +127,12 @@ def may_hold(peer: str, view: View) -> bool:
     return mate is not None and mate.is_alive and not mate.is_guest and mate.is_eligible
 
 
+def is_alive(peer: str, view: View) -> bool:
+    """True if that peer is there, as far as this one knows."""
+    mate = view.mates.get(peer)
+    return peer == view.me or (mate is not None and mate.is_alive)
+
+
 def may_read(peer: str, view: View) -> bool:
     """True if that peer is a full member: it may say what it has, and be told. Guests may not."""
     mate = view.mates.get(peer)
@@ -146,7 +152,7 @@ def accepts(log: LogId, source: str, view: View, *, own: LogId, recovers: bool) 
         return recovers and log.run < own.run
     if not may_hold(view.me, view):
         return False
-    return source == log.peer or not _is_alive(log.peer, view)
+    return source == log.peer or not is_alive(log.peer, view)
 
 
 # -- what travels next
@@ -232,8 +238,3 @@ def behind(mine: Vector, told: Mapping[str, Vector], view: View) -> list[Behind]
         elif mate.is_alive and (missing or peer not in told):
             found.append(Behind(peer=peer, reason="behind", entries=missing))
     return found
-
-
-def _is_alive(peer: str, view: View) -> bool:
-    mate = view.mates.get(peer)
-    return peer == view.me or (mate is not None and mate.is_alive)
