@@ -20,7 +20,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -179,6 +179,21 @@ def console_formatter(form: str, stream: TextIO, redact: Redactor) -> logging.Fo
     if form == "json" or (form == "auto" and not is_terminal):
         return JsonLines(redact)
     return TextLines(redact, has_colour=is_terminal and not os.environ.get("NO_COLOR"))
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """A line of a file, parsed, for people: with its day, on this machine's clock; a traceback below it."""
+    try:
+        written_at = datetime.datetime.fromisoformat(str(line.get("time"))).timestamp()
+        clock = time.strftime("%m-%d %H:%M:%S", time.localtime(written_at))
+    except (ValueError, OverflowError, OSError):
+        clock = str(line.get("time"))
+    ours = ("time", "level", "logger", "message", "traceback")
+    fields = "".join(f" {name}={_quoted(value)}" for name, value in line.items() if name not in ours)
+    text = f"{clock} {str(line.get('level')).upper():<7} {line.get('logger')} {line.get('message')}{fields}"
+    traceback = line.get("traceback")
+    below = "" if traceback is None else "\n" + _UNPRINTABLE_BUT_LINE_ENDS.sub(_as_escape, str(traceback))
+    return _UNPRINTABLE.sub(_as_escape, text) + below
 
 
 class DailyFile(logging.Handler):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import urllib.parse
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ ANSWER_S = 60.0
 WORK_S = 1800.0
 """For what moves gigabytes: loading and importing a model."""
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
+_PIECE_BYTES = 64 * 1024
 
 
 def connect(data_dir: Path) -> Peer:
@@ -69,6 +70,21 @@ class Peer:
         finally:
             connection.close()
 
+    def download(self, path: str, write: Callable[[bytes], object], *, timeout_s: float = ANSWER_S) -> int:
+        """The answer of a GET, given to `write` piece by piece as it comes; answers how many bytes it had.
+
+        `timeout_s` is between two pieces. Raises Failure when it was cut off: then what was written is no whole file.
+        """
+        connection, response = self._send("GET", path, None, timeout_s)
+        size = 0
+        try:
+            while piece := _piece(response):
+                size += len(piece)
+                write(piece)
+        finally:
+            connection.close()
+        return size
+
     def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         connection, response = self._send(method, path, body, timeout_s)
         try:
@@ -109,6 +125,12 @@ class Peer:
         return connection, response
 
 
+def with_query(path: str, query: Mapping[str, object]) -> str:
+    """The path with those of the parameters that are set."""
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{path}?{urllib.parse.urlencode(given)}" if given else path
+
+
 def quoted(model_id: str) -> str:
     """A model's id as the rest of a path: ids hold slashes."""
     return urllib.parse.quote(model_id, safe="/:")
@@ -117,6 +139,17 @@ def quoted(model_id: str) -> str:
 def segment(name: str) -> str:
     """Any text, a peer's name for one, as one part of a path."""
     return urllib.parse.quote(name, safe="")
+
+
+def _piece(response: http.client.HTTPResponse) -> bytes:
+    """The next bytes, empty at the end. Raises Failure when they end before that."""
+    try:
+        piece = response.read1(_PIECE_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise Failure("the answer was cut off", why=str(error) or type(error).__name__) from None
+    if not piece and response.length:
+        raise Failure("the answer was cut off", why=f"{response.length:,} bytes are missing")
+    return piece
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
