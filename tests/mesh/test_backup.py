@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gzip
 import hashlib
@@ -29,6 +30,8 @@ from mesh.archive import FORMAT, MANIFEST, Manifest, Stored, pack
 from mesh.backup import NAMES, make
 from mesh.config import Loaded, load
 from mesh.errors import AlreadyRunning, BackupError, StartError
+from mesh.history.entries import Start, encode
+from mesh.history.store import HistoryStore
 from mesh.restore import ASIDE, UNFINISHED, look, require_whole
 from mesh.version import our_version
 from tests.fixtures.tree import ROOT
@@ -290,6 +293,33 @@ def test_with_a_new_identity_the_old_one_of_the_folder_is_set_aside(home: Path, 
     done = restore.restore(backup, settings_of(home), new_identity=True)
     assert load_or_create(home).peer_id != before.peer_id
     assert load_or_create(done.aside[0]) == before
+
+
+async def test_a_history_that_came_back_goes_on_in_a_log_of_its_own(tmp_path: Path) -> None:
+    """What was written after the backup may be on other machines under the same numbers: they are never used again."""
+    home = tmp_path / "home"
+    me = load_or_create(home).peer_id
+    clock = [1_000]
+
+    def started(number: int) -> bytes:
+        return encode(Start(id=f"request {number}", at_ms=number, kind="chat", model="hello"))
+
+    async def opened() -> HistoryStore:
+        return await HistoryStore.open(home / "router.db", me, now_ms=lambda: clock[0])
+
+    store = await opened()
+    await store.append([started(1), started(2)])
+    await asyncio.to_thread(make, settings_of(home).config, tmp_path / "b")  # while the peer runs
+    await store.append([started(3)])
+    before = store.own
+    await store.close()
+    await asyncio.to_thread(restore.restore, tmp_path / "b", settings_of(home))
+    store = await opened()  # the clock shows the same millisecond, as after a change of the battery
+    assert store.own.peer == me and store.own.run > before.run
+    await store.append([started(4)])
+    assert store.vector() == {before: (0, 2), store.own: (0, 1)}
+    assert (await store.read(before, 0, 1 << 20))[1] == [started(1), started(2)]
+    await store.close()
 
 
 # What is refused
