@@ -52,6 +52,8 @@ _SCHEMES: dict[str, dict[str, Any]] = {
     "agent-token": {"type": "apiKey", "in": "header", "name": "X-Agent-Token"},
     "control": {"type": "http", "scheme": "bearer", "description": "The token of this machine's command line."},
 }
+# The schema of an event stream would be that of its events, which end with the text [DONE].
+_MEDIA: dict[str, dict[str, Any]] = {"text/event-stream": {}}
 
 
 class OpenAIErrorBody(TypedDict):
@@ -196,7 +198,7 @@ def _answer(status: int, answer: Answer, definitions: _Definitions) -> dict[str,
     content: dict[str, Any] = {}
     if answer.shape is not None:
         content["application/json"] = {"schema": schema_of(answer.shape, definitions)}
-    content |= {media: {"schema": {"type": "string"}} for media in answer.media}
+    content |= {media: _MEDIA.get(media, {"schema": {"type": "string"}}) for media in answer.media}
     if content:
         described["content"] = content
     headers = [*answer.headers, *(["Retry-After"] if status == 503 else [])]

@@ -21,10 +21,11 @@ def query_of(request: web.Request, shape: Any) -> Query:
         raise InvalidRequest(f"The URL has {len(names)} parameters, the limit is {PARAMETERS_MAX}.")
     twice = next((name for name in names if len(request.query.getall(name)) > 1), None)
     if twice is not None:
-        raise bad_value(twice[:40], "it is there more than once")
+        raise bad_value(twice[:40] if twice.isprintable() else "query", "it is there more than once")
     query = dict(request.query)
     unprintable = next((name for name, value in query.items() if not (name + value).isprintable()), None)
     if unprintable is not None:
-        raise bad_value(ascii(unprintable[:40]), "it holds characters that cannot be printed")
+        name = unprintable[:40] if unprintable.isprintable() else "query"
+        raise bad_value(name, "it holds characters that cannot be printed")
     checked_query(shape, query)
     return query
