@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Self
+from typing import Any, Self
 
 from gossip.home import Home
 from gossip.identity import Identity
@@ -46,7 +46,6 @@ class Keeping:
         superseded: Superseded,
     ) -> None:
         clock = asyncio.get_running_loop().time
-        self._home = home
         self.admin = Admin(
             identity=identity,
             roster=lambda: home.roster,
@@ -73,6 +72,10 @@ class Keeping:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    def notes(self, peer: str) -> Mapping[str, Any]:
+        """What people wrote about the peer."""
+        return self.admin.get(PEERS + peer) or {}
+
     def is_cordoned(self, peer: str) -> bool:
         """Somebody wants the peer to get no requests."""
-        return bool((self.admin.get(PEERS + peer) or {}).get("is_cordoned"))
+        return bool(self.notes(peer).get("is_cordoned"))

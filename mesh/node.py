@@ -27,28 +27,33 @@ from inference.models.model import StoredModel
 from inference.models.pool import Pool, PoolLimits
 from inference.models.store import Store
 from mesh import control
+from mesh.adopted.holders import HopService
 from mesh.affinity import Affinity
 from mesh.catalog import Catalog, look
 from mesh.cli.greeting import Start, draining, greeting
-from mesh.config import Config
+from mesh.config import Config, Loaded
 from mesh.descriptors import room_for_connections
 from mesh.dispatch import Dispatcher
 from mesh.errors import StartError
 from mesh.hop import HopClient
 from mesh.hosts import allowed_hosts, bound, is_loopback, lan_name, own_addresses
+from mesh.keeping import Keeping
 from mesh.lag import watched_lag
 from mesh.loading import SLOTS, Loading
 from mesh.local import LocalHolder
 from mesh.logs import hide
 from mesh.metrics import Metrics
 from mesh.neighbours import Neighbours
-from mesh.peering import Peering, identity_of
+from mesh.office import Office
+from mesh.peering import Heard, Peering, home_of, identity_of
 from mesh.ports import port_busy
 from mesh.report import Report
 from mesh.state import State
 from mesh.version import engine_version, our_version
+from web.app import route_table
 from web.hop import hop_routes
 from web.listener import Listener
+from web.passed import passed_routes
 from web.services import Access, ChatFacet, HopFacet, Limits, ModelsFacet, Services, StateFacet
 
 log = logging.getLogger(__name__)
@@ -62,8 +67,8 @@ LOAD_S = 600.0
 Announce = Callable[[str], None]
 
 
-async def run(config: Config, *, announce: Announce) -> int:
-    """A peer with `config`, until SIGINT, SIGTERM or `llm-router down`; answers the exit code.
+async def run(loaded: Loaded, *, announce: Announce) -> int:
+    """A peer with these settings, until SIGINT, SIGTERM or `llm-router down`; answers the exit code.
 
     `announce` gets what a person should read. Raises StartError when it cannot start.
     """
@@ -71,7 +76,7 @@ async def run(config: Config, *, announce: Announce) -> int:
     stop = Stop()
     with stop.on_signals(announce):
         try:
-            async with asyncio.TaskGroup() as tasks, _peer(config, tasks, stop, announce):
+            async with asyncio.TaskGroup() as tasks, _peer(loaded, tasks, stop, announce):
                 await stop.asked.wait()
         except* StartError as group:  # a TaskGroup wraps what leaves it
             failure = _first(group)
@@ -132,8 +137,9 @@ class Stop:
 
 
 @contextlib.asynccontextmanager
-async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: Announce) -> AsyncIterator[None]:
+async def _peer(loaded: Loaded, tasks: asyncio.TaskGroup, stop: Stop, announce: Announce) -> AsyncIterator[None]:
     """Everything started; ended when the block ends."""
+    config = loaded.config
     engine = engine_version()
     claim = GpuClaim(is_available=bool(config.gpu_available), model=config.gpu_model, count=config.gpu_count)
     store = Store(config.models_dir)
@@ -156,8 +162,8 @@ async def _peer(config: Config, tasks: asyncio.TaskGroup, stop: Stop, announce: 
     async with Pool(start=start, bytes_needed=loading.bytes_needed, limits=limits, observe=metrics.pool_event) as pool:
         catalog = Catalog(store=store, builtin=hello_model(), pool=pool, has_engine=loading.has_engine)
         local = LocalHolder(pool=pool, resolve=catalog.resolve, slots=config.slots or SLOTS)
-        parts = _Parts(config, hardware, engine, loading, pool, catalog, local, metrics, stop, announce)
-        async with parts.hop as _, _listening(parts) as (listener, state):
+        parts = _Parts(loaded, hardware, engine, loading, pool, catalog, local, metrics, stop, announce)
+        async with parts.keeping, parts.hop, parts.office.open(), _listening(parts) as (listener, state):
             beside = [
                 tasks.create_task(catalog.keep_fresh(), name="catalog"),
                 tasks.create_task(watched_lag(metrics.loop_lagged), name="loop lag"),
@@ -187,7 +193,7 @@ class _Parts:
 
     def __init__(
         self,
-        config: Config,
+        loaded: Loaded,
         hardware: Hardware,
         engine: str | None,
         loading: Loading,
@@ -198,7 +204,9 @@ class _Parts:
         stop: Stop,
         announce: Announce,
     ) -> None:
+        config = loaded.config
         identity = identity_of(config.data_dir)
+        home = home_of(config, identity)
         self.config, self.hardware, self.engine, self.metrics = config, hardware, engine, metrics
         self.pool, self.catalog, self.local, self.stop = pool, catalog, local, stop
         self.port = 0
@@ -214,17 +222,29 @@ class _Parts:
             serves=has_gpu or config.allow_no_gpu is not False,
             client_port=lambda: self.port,
         )
+        self.keeping = Keeping(
+            loaded=loaded,
+            identity=identity,
+            home=home,
+            coordinator=lambda: self.office.coordinator(),
+            fact_of=lambda peer, key: self.peering.agent.fact(peer, key),
+            is_there=lambda peer: self.peering.agent.is_connected(peer),
+            superseded=lambda row, by: self.office.superseded(row, by),
+        )
         self.neighbours = Neighbours(
             me=identity.peer_id,
             own=self.report,
             clock=asyncio.get_running_loop().time,
             name_of=lambda peer: self.peering.overview.name_of(peer),
             context_of=lambda peer: self.peering.tls.client_context(peer),
+            cordoned=self.keeping.is_cordoned,
+            adopted=self.keeping.servers,
         )
         affinity = Affinity()
         self.peering = Peering(
             config=config,
             identity=identity,
+            home=home,
             neighbours=self.neighbours,
             report=self.report,
             announce=announce,
@@ -232,6 +252,22 @@ class _Parts:
             is_draining=stop.asked.is_set,
             came_back=affinity.forget,
             gone=self._left,
+            heard=Heard(
+                coordinator=lambda claim: self.office.coordinator_changed(claim),
+                roster=lambda roster: self.office.roster_changed(roster),
+                fact=lambda peer, key: self.office.fact_changed(peer, key),
+                member=lambda event: self.office.member_changed(event),
+                moved=lambda takes_along: self.office.moved(takes_along),
+            ),
+            notes=self.keeping.notes,
+        )
+        self.office = Office(
+            loaded=loaded,
+            keeping=self.keeping,
+            peering=self.peering,
+            metrics=metrics,
+            ports=lambda: frozenset({self.port, self.peering.port.port}),
+            fail=stop.fail,
         )
         self.hop = HopClient(probe=self.peering.agent.probe, reported=self.neighbours.reported)
         self.dispatcher = Dispatcher(
@@ -242,7 +278,8 @@ class _Parts:
             affinity=affinity,
             mode=config.load_balancer_mode,
         )
-        facet = HopFacet(generate=local.generate, embed=local.embed, load=self.report.load_bytes)
+        service = HopService(local, self.keeping.servers)
+        facet = HopFacet(generate=service.generate, embed=service.embed, load=self.report.load_bytes)
         self.hop_routes, self._routes = hop_routes(facet, Limits(), lambda request: request[MEMBER])
         self._watch()
         self.token = control.new_token()
@@ -268,9 +305,20 @@ class _Parts:
         if peer not in self.peering.home.roster.members:
             self.hop.gone(peer)
 
+    def serve_passed(self, services: Services) -> None:
+        """What this peer answers for others who were asked is what it answers its own clients."""
+        _, routes = passed_routes(
+            services,
+            route_table(services),
+            peer_of=lambda request: request[MEMBER],
+            may_pass=lambda peer: self.peering.home.roster.is_signer(peer),
+            version=lambda: self.keeping.admin.version,
+        )
+        self._routes.extend(routes)
+
     def peer_routes(self) -> list[PeerRoute]:
         """What other peers may ask of this one."""
-        return self._routes
+        return [*self._routes, *self.office.peer_routes()]
 
     async def drained(self) -> None:
         """Lets what runs end, at most DRAIN_S, or until the second wish to stop; others' work goes on elsewhere."""
@@ -305,7 +353,9 @@ async def _listening(parts: _Parts) -> AsyncIterator[tuple[Listener, State]]:
     )
     also = (config.bind_address, config.node_port) if config.node_port else None
     addresses = bound(host=config.host, port=config.port, is_open=config.open, also=also)
-    listener = Listener(_services(parts, state), addresses)
+    services = _services(parts, state)
+    parts.serve_passed(services)
+    listener = Listener(services, addresses)
     try:
         await listener.start()
     except OSError as error:
@@ -358,7 +408,9 @@ def _services(parts: _Parts, state: State) -> Services:
             open_to_lan=config.open,
             control_token=parts.token,
         ),
-        mesh=parts.peering.facet,
+        mesh=parts.office.mesh(parts.peering.facet),
+        agents=parts.office.agents,
+        passing=parts.office.passing.facet,
         limits=Limits(connections=room_for_connections(Limits().connections)),
         stop=parts.stop.ask,
     )

@@ -53,8 +53,10 @@ def _up(**flags: Any) -> int:
             for warning in loaded.warnings:
                 logger.warning("%s", warning)
             from mesh.node import run  # the whole peer: a flag mistyped is told without waiting for it
+            from mesh.restore import require_whole
 
-            return asyncio.run(run(loaded.config, announce=announce))
+            require_whole(loaded.config.data_dir)
+            return asyncio.run(run(loaded, announce=announce))
         except BaseExceptionGroup as group:  # task groups wrap what they end with
             reasons, others = group.split(StartError)
             if reasons is None or others is not None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from mesh import control
 from mesh.cli.entry import program
 from mesh.cli.up import announce
-from mesh.config import Config
+from mesh.config import Config, Loaded
 from mesh.errors import PortBusy
 
 Peer = Callable[[Config, Callable[[str], None]], int]
@@ -26,8 +26,8 @@ def up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `up` around a peer that is this function."""
 
     def up(peer: Peer, *flags: str) -> Result:
-        async def run(config: Config, *, announce: Callable[[str], None]) -> int:
-            return peer(config, announce)
+        async def run(loaded: Loaded, *, announce: Callable[[str], None]) -> int:
+            return peer(loaded.config, announce)
 
         monkeypatch.setattr("mesh.node.run", run)
         before = (logging.getLogger().level, list(logging.getLogger().handlers))

@@ -1,0 +1,230 @@
+"""What a peer does for its mesh beside inference: keeps and replicates the admin map, looks after registered servers,
+passes on what the coordinator answers, and answers it when it coordinates itself.
+
+Every peer has all of it: which of its parts act depends on who coordinates now. Built by mesh.node after the mesh
+(mesh.peering), which tells it what changes; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from gossip.effects import MemberChanged
+from gossip.election import Claim
+from gossip.roster import Roster
+from gossip.transport import PeerRoute
+from inference.errors import ModelNotFound
+from mesh.admin.rows import Row
+from mesh.admin.spread import Spread
+from mesh.adopted.errors import UnknownAgent
+from mesh.adopted.probe import Prober
+from mesh.adopted.registry import Registry
+from mesh.calls import PeerCalls
+from mesh.config import Loaded
+from mesh.errors import StartError
+from mesh.keeping import Keeping
+from mesh.managing import Managing
+from mesh.metrics import Metrics
+from mesh.passing import Passing
+from mesh.peering import Peering
+from web.services import AgentsFacet, AuditNote, Caller, MeshFacet
+
+log = logging.getLogger(__name__)
+
+MOVE_S = 30.0
+
+
+class Office:
+    """Use `open` around the life of the peer. The methods named for what happened are called by mesh.peering."""
+
+    def __init__(
+        self,
+        *,
+        loaded: Loaded,
+        keeping: Keeping,
+        peering: Peering,
+        metrics: Metrics,
+        ports: Callable[[], frozenset[int]],
+        fail: Callable[[StartError], None],
+    ) -> None:
+        """`ports`: those that this peer listens on. `fail` ends the peer: a part of it ended by itself."""
+        self._keeping = keeping
+        self._peering = peering
+        self._metrics = metrics
+        self._fail = fail
+        self._loop = asyncio.get_running_loop()
+        self._moving: asyncio.Task[None] | None = None
+        agent, rng = peering.agent, random.Random(secrets.randbits(64))
+        self.calls = PeerCalls(addresses=agent.addresses, context_of=peering.tls.client_context)
+        self.spread = Spread(
+            admin=keeping.admin,
+            call=self.calls.call,
+            members=agent.members,
+            fact=agent.fact,
+            set_fact=agent.set_fact,
+            rng=rng,
+        )
+        self.registry = Registry(
+            me=agent.me,
+            admin=keeping.admin,
+            agents=keeping.agents,
+            breakers=keeping.breakers,
+            prober=Prober(keeping.client),
+            tell=agent.set_fact,
+            clock=self._loop.time,
+            allow_no_gpu=loaded.config.allow_no_gpu is True,
+            interval_s=loaded.config.health_check_interval,
+            timeout_s=loaded.config.node_timeout,
+            peer_addresses=self._peer_addresses,
+            own_ports=ports,
+            rng=rng,
+        )
+        self.passing = Passing(
+            calls=self.calls,
+            me=agent.me,
+            coordinator=self.coordinator,
+            resolve=lambda who: peering.overview.found(who).peer,
+            is_alone=lambda: len(peering.home.roster.members) == 1,
+            caught_up=self._caught_up,
+        )
+        self.managing = Managing(
+            rows=keeping.admin,
+            overview=peering.overview,
+            servers=self.registry,
+            live=keeping.live,
+            revoke=peering.governing.revoke,
+            audit=self.audit,
+        )
+        keeping.admin.watch(self._admin_changed)
+
+    # -- facets
+
+    @property
+    def agents(self) -> AgentsFacet:
+        """The management API's."""
+        return AgentsFacet(
+            register=self._register,
+            heartbeat=self.registry.heartbeat,
+            metrics=self.managing.metrics,
+            settings=self.managing.settings,
+            disconnect=self.managing.disconnect,
+            enable=self.managing.enable,
+            delete=self.managing.delete,
+            mesh_settings=self.managing.mesh_settings,
+            change_mesh_settings=self.managing.change_mesh_settings,
+        )
+
+    def mesh(self, facet: MeshFacet) -> MeshFacet:
+        """The mesh's, with the registered servers among its agents."""
+        return replace(facet, agents=self._agents, peer=self._peer)
+
+    def peer_routes(self) -> list[PeerRoute]:
+        """What other peers may ask of this one."""
+        return list(self.spread.routes())
+
+    # -- life
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Everything runs while the block does."""
+        self._admin_changed(frozenset())
+        async with self.calls:
+            tasks = [
+                asyncio.create_task(self.spread.run(), name="admin map"),
+                asyncio.create_task(self.registry.run(), name="registered servers"),
+            ]
+            for task in tasks:
+                task.add_done_callback(self._ended)
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.remove_done_callback(self._ended)
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                if self._moving is not None:
+                    await asyncio.wait({self._moving}, timeout=MOVE_S)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a part of the peer failed", extra={"part": task.get_name()}, exc_info=error)
+            self._fail(StartError(f"{task.get_name()} failed: {error!r}; the log says more"))
+
+    # -- what the mesh tells
+
+    def coordinator_changed(self, claim: Claim | None) -> None:
+        self._metrics.coordinator_changed()
+
+    def roster_changed(self, roster: Roster) -> None:
+        self.spread.roster_changed()
+
+    def fact_changed(self, peer: str, key: str) -> None:
+        self.spread.fact_changed(peer, key)
+
+    def member_changed(self, event: MemberChanged) -> None:
+        if event.after == "alive":
+            self.spread.came_back(event.peer)
+        elif event.after in ("dead", "left"):
+            self.passing.gone(event.peer)
+
+    def moved(self, takes_along: bool) -> None:
+        """This peer is in another mesh."""
+        before = self._moving
+
+        async def move() -> None:
+            if before is not None:
+                await asyncio.wait({before})
+            await self._keeping.admin.move(self._peering.home.roster.mesh_id, bring=takes_along)
+            self._keeping.agents.refresh()
+
+        self._moving = self._loop.create_task(move(), name="moving the admin map")
+
+    # -- small things
+
+    def coordinator(self) -> str | None:
+        """The id of who coordinates, as far as this peer knows."""
+        claim = self._peering.agent.coordinator
+        return None if claim is None else claim.peer
+
+    def audit(self, note: AuditNote) -> None:
+        """Somebody did something."""
+
+    def superseded(self, row: Row, by: Row) -> None:
+        """An edit made here was lost to one that did not know of it."""
+
+    async def _caught_up(self, version: str) -> None:
+        await self._keeping.admin.reached(version, 1.0)
+
+    def _admin_changed(self, keys: frozenset[str]) -> None:
+        self._peering.agent.pinned_is(self._keeping.live.pinned)
+
+    def _peer_addresses(self) -> list[str]:
+        agent = self._peering.agent
+        return [*agent.about.addresses, *(a for view in agent.members() for a in agent.addresses(view.peer))]
+
+    async def _register(self, body: Mapping[str, Any], caller: Caller) -> tuple[int, dict[str, Any]]:
+        is_here = caller.key_id == "control"
+        status, answer = await self.registry.register(body, allow_loopback=is_here)
+        self.audit(AuditNote(action="agent.register", caller=caller, target=str(body.get("machine_name", ""))[:64]))
+        return status, answer
+
+    def _agents(self) -> list[dict[str, Any]]:
+        return [*self._peering.overview.agents(), *self.registry.agents()]
+
+    def _peer(self, who: str) -> dict[str, Any]:
+        try:
+            return self._peering.overview.peer(who)
+        except ModelNotFound as unknown:
+            try:
+                agent = self._keeping.agents.found(who)
+            except UnknownAgent:
+                raise unknown from None
+            row = next(row for row in self.registry.agents() if row["id"] == agent.id)
+            return row | {"name": row["machine_name"]}
