@@ -102,6 +102,7 @@ class Replica:
         self._orphans_since: float | None = None
         self._synced_at: float | None = None
         self._noted_at = now_s()
+        self._collected_ms = 0
 
     async def start(self, *, bring: bool = False) -> None:
         """Reads the disk. A map of another mesh is archived; with `bring` what this peer wrote comes along."""
@@ -371,9 +372,10 @@ class Replica:
 
     async def _collect(self) -> None:
         due = horizon(self.now_ms())
-        if due > self.horizon_ms and self.trusts_its_clock(COLLECT_SKEW_MS):
+        if due > self._collected_ms and self.trusts_its_clock(COLLECT_SKEW_MS):
             await self.commit(self.map.plan_collection(self.now_ms()))
-            self.horizon_ms = due
+            self._collected_ms = due
+            self.horizon_ms = max(self.horizon_ms, due)
             await self._note()
 
     async def _note(self) -> None:
