@@ -224,6 +224,19 @@ class Agent:
     def fact(self, peer: str, key: str) -> Fact | None:
         return self._core.fact(peer, key)
 
+    def numbers(self) -> dict[str, int]:
+        """What is counted: traffic since the start, and how it is now."""
+        traffic = self._channels.traffic
+        return {
+            "messages_in": traffic.messages_in,
+            "messages_out": traffic.messages_out,
+            "bytes_in": traffic.bytes_in,
+            "bytes_out": traffic.bytes_out,
+            "rounds": self._core.probes,
+            "channels": sum(1 for _ in self._channels),
+            "health": self._core.health,
+        }
+
     def is_connected(self, peer: str) -> bool:
         return self._channels.get(peer) is not None
 

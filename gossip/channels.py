@@ -19,7 +19,7 @@ from gossip.codec import CodecError
 from gossip.errors import GossipError
 from gossip.frames import CORE, FRAME, FRAMES, Cloned, Hello, Probe, ProbeAnswer, framed
 from gossip.identity import short
-from gossip.link import Link
+from gossip.link import Link, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Channels:
         self._rng = rng
         self._on = handlers
         self._loop = asyncio.get_running_loop()
+        self.traffic = Traffic()
         self._links: dict[str, Link] = {}
         self._probes: dict[int, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,7 +80,7 @@ class Channels:
         hello = await self.greeted(channel)
         if hello is None or not self._on.takes(channel, hello):
             return
-        link = Link(channel, hello.run, self._loop.time())
+        link = Link(channel, hello.run, self._loop.time(), self.traffic)
         writer = asyncio.create_task(link.write(), name=f"to {short(link.peer)}")
         try:
             if not await self._replaces(link) or not self._on.takes(channel, hello):
@@ -218,6 +219,8 @@ class Channels:
             if self._links.get(link.peer) is not link:
                 return  # replaced or dropped; a channel of somebody revoked says nothing any more
             link.heard_at = self._loop.time()
+            self.traffic.messages_in += 1
+            self.traffic.bytes_in += len(data)
             kind, body = data[:1], data[1:]
             if kind == CORE:
                 link.used_at = link.heard_at

@@ -308,6 +308,11 @@ class Core:
         return self._members.mine.incarnation
 
     @property
+    def probes(self) -> int:
+        """How many were begun."""
+        return self._prober.begun
+
+    @property
     def health(self) -> int:
         """Lifeguard's local health: 0 is well, up to health_max."""
         return self._health.value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from dataclasses import dataclass
 
 from gossip.channel import Channel, Unreachable
 
@@ -18,16 +19,28 @@ SEND_S = 20.0
 """For one message: who takes a megabyte no faster than this reads nothing."""
 
 
-class Link:
-    """A channel whose other end said Hello. `run` is the other process's; times are the loop's."""
+@dataclass(slots=True)
+class Traffic:
+    """What went over channels since the start, without what TLS and WebSockets add."""
 
-    def __init__(self, channel: Channel, run: int, now: float) -> None:
+    messages_in: int = 0
+    messages_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class Link:
+    """A channel whose other end said Hello. `run` is the other process's; times are the loop's. It counts what it sends
+    into `traffic`."""
+
+    def __init__(self, channel: Channel, run: int, now: float, traffic: Traffic | None = None) -> None:
         self.channel = channel
         self.peer = channel.peer
         self.run = run
         self.heard_at = now
         self.used_at = now
         self.is_checked = False  # somebody waits for an answer on it
+        self._traffic = traffic or Traffic()
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
@@ -69,6 +82,8 @@ class Link:
                     data = self._queue[0]
                     async with asyncio.timeout(SEND_S):
                         await self.channel.send(data)
+                    self._traffic.messages_out += 1
+                    self._traffic.bytes_out += len(data)
                     if self._queue and self._queue[0] is data:
                         self._queue.popleft()
                         self._bytes -= len(data)

@@ -57,6 +57,11 @@ class Prober:
         timers.at(now + config.probe_interval_s * rng.random(), self._next_round)
         timers.at(now + config.retry_min_s * rng.random(), self._retry)
 
+    @property
+    def begun(self) -> int:
+        """Probes so far, those for others among them."""
+        return self._seq
+
     # --- rounds -----------------------------------------------------------------------------------
 
     def _next_round(self, now: float) -> None:

@@ -286,6 +286,22 @@ def test_a_goodbye_is_heard_by_all_and_nobody_is_suspected() -> None:
     run(scenario, 4, seed=5)
 
 
+def test_what_one_sends_the_others_count_as_received() -> None:
+    async def scenario(wires: Wires, nodes: list[Node]) -> None:
+        list(started(nodes))
+        await until(lambda: all_alive(nodes), "converged", 20.0)
+        await asyncio.sleep(10.0)
+        numbers = [node.agent.numbers() for node in nodes]
+        assert [found["channels"] for found in numbers] == [2, 2, 2]
+        assert all(found["rounds"] >= 8 and found["health"] == 0 for found in numbers)
+        for what in ("messages", "bytes"):
+            sent = sum(found[f"{what}_out"] for found in numbers)
+            received = sum(found[f"{what}_in"] for found in numbers)
+            assert 0.98 * sent <= received <= sent, what  # some are on their way, and some links were replaced
+
+    run(scenario, 3, seed=6)
+
+
 def test_facts_reach_everybody_and_outlive_a_restart() -> None:
     async def scenario(wires: Wires, nodes: list[Node]) -> None:
         for node in started(nodes):

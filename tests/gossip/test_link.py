@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gossip.channel import Unreachable
-from gossip.link import QUEUE_BYTES_MAX, QUEUE_LENGTH_MAX, Link
+from gossip.link import QUEUE_BYTES_MAX, QUEUE_LENGTH_MAX, Link, Traffic
 
 
 class Wire:
@@ -37,7 +37,8 @@ class Wire:
 
 async def test_messages_go_out_in_order_and_flushed_says_when() -> None:
     wire = Wire(is_read=False)
-    link = Link(wire, 1, 0.0)
+    traffic = Traffic()
+    link = Link(wire, 1, 0.0, traffic)
     writer = asyncio.create_task(link.write())
     for n in range(100):
         link.put(b"%d" % n, 1.0)
@@ -46,6 +47,7 @@ async def test_messages_go_out_in_order_and_flushed_says_when() -> None:
     wire.is_read.set()
     await link.flushed(10.0)
     assert wire.sent == [b"%d" % n for n in range(100)]
+    assert (traffic.messages_out, traffic.bytes_out) == (100, 10 + 2 * 90)
     link.end()
     await asyncio.wait_for(writer, 10)
 
