@@ -223,11 +223,13 @@ class Metrics:
         unacknowledged: Callable[[], int],
         outbox_bytes: Callable[[], int],
         lost: Callable[[], int],
+        bodies_lost: Callable[[], int] = lambda: 0,
+        unreplicated: Callable[[], int] = lambda: 0,
     ) -> None:
         """The history that this peer holds. `lag`: entries of each peer's log, by its name, that are not here yet.
 
-        `unacknowledged`: answers that were sent before their record was on the disk; `lost`: records that found the
-        outbox full.
+        `unacknowledged`: answers that were sent before their record was on the disk, `unreplicated`: on a second one
+        where that was wanted; `lost` and `bodies_lost`: what the outbox had no room for.
         """
         self._gauge("llm_router_history_records", "Records of requests held here.", records)
         self._gauge(
@@ -242,7 +244,17 @@ class Metrics:
             unacknowledged,
         )
         self._gauge("llm_router_history_outbox_bytes", "Records that wait for the disk.", outbox_bytes)
-        self._counter("llm_router_history_lost_total", "Records that found the outbox full.", lost)
+        self._counter(
+            "llm_router_history_unreplicated_total",
+            "Answers sent before their record was on a second disk, where that was wanted.",
+            unreplicated,
+        )
+        self._counter(
+            "llm_router_history_lost_total",
+            "What the outbox had no room for: entries of requests, or only their bodies.",
+            lambda: {"entry": lost(), "body": bodies_lost()},
+            label="part",
+        )
 
     def watch_admin(
         self, *, rows: Callable[[], int], refused: Callable[[], int], sync_age_s: Callable[[], float | None]

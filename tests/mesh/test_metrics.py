@@ -87,6 +87,8 @@ def watching(metrics: Metrics, *, peers: int = 3) -> Metrics:
         unacknowledged=lambda: 2,
         outbox_bytes=lambda: 4096,
         lost=lambda: 1,
+        bodies_lost=lambda: 4,
+        unreplicated=lambda: 3,
     )
     metrics.watch_admin(rows=lambda: 40, refused=lambda: 3, sync_age_s=lambda: 4.5)
     metrics.watch_adopted(lambda: {"online": 2, "melted": 1})
@@ -197,13 +199,15 @@ def test_what_the_peer_watches_is_shown() -> None:
         "llm_router_history_records": 1000,
         "llm_router_history_unacknowledged_total": 2,
         "llm_router_history_outbox_bytes": 4096,
-        "llm_router_history_lost_total": 1,
+        "llm_router_history_unreplicated_total": 3,
         "llm_router_admin_rows": 40,
         "llm_router_admin_rows_refused_total": 3,
         "llm_router_admin_sync_age_seconds": 4.5,
         "llm_router_clock_offset_seconds": -0.25,
     }
     assert {name: value(found, name) for name in shown} == shown
+    assert value(found, "llm_router_history_lost_total", part="entry") == 1
+    assert value(found, "llm_router_history_lost_total", part="body") == 4
     assert value(found, "llm_router_gossip_messages_total", direction="in") == 5
     assert value(found, "llm_router_gossip_bytes_total", direction="out") == 800
     assert value(found, "llm_router_history_lag_entries", peer="peer 2") == 2
