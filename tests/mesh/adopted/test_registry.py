@@ -1,24 +1,18 @@
-"""Registering servers that are no peers, over real HTTP: cases 48-63 of the reference, and how every peer hears of it."""
+"""Registering servers that are no peers (cases 48 to 63 of the reference), and how every peer hears of it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import pytest
 
-from gossip.member import Fact
 from inference.errors import InvalidRequest
 from inference.providers.openai_compatible import OpenAICompatible, Patience
 from mesh.adopted import agent as agent_module
 from mesh.adopted import registry as registry_module
-from mesh.adopted.agents import Agents
-from mesh.adopted.breakers import Breakers
 from mesh.adopted.errors import (
     AddressRefused,
     BadToken,
@@ -29,98 +23,11 @@ from mesh.adopted.errors import (
     TooManyAgents,
     UnknownAgent,
 )
-from mesh.adopted.probe import Prober
-from mesh.adopted.registry import Registry
-from mesh.adopted.standing import AGENTS, Standing
-from tests.fixtures.admin_map import MemoryMap
-from tests.fixtures.openai_server import WAIT_S, OpenAIServer, openai_server
+from mesh.adopted.standing import Standing
+from tests.fixtures.adopting import LAN, Peer, ViaLoopback, World, body, registered, until
+from tests.fixtures.openai_server import openai_server
 
-GPU = [{"model": "RTX 4090", "count": 2}, {"model": "T4", "count": 1}]
-LAN = "192.168.77.1"
 METRICS = {"cpu_usage": 20.0, "memory_usage": 30.0, "active_requests": 1, "avg_response_time_ms": 120.0}
-
-
-class ViaLoopback(OpenAICompatible):
-    """Every address of the test's LAN is this machine: what is asked, and how, is as it would be there."""
-
-    async def _sent(self, server: Any, path: str, body: bytes | None) -> Any:
-        from dataclasses import replace
-
-        assert server.address in (LAN, "127.0.0.1")
-        return await super()._sent(replace(server, address="127.0.0.1"), path, body)
-
-
-@dataclass
-class Clock:
-    """Goes on by itself a little, and as far as the test wants."""
-
-    ahead: float = 0.0
-
-    def __call__(self) -> float:
-        return asyncio.get_running_loop().time() + self.ahead
-
-
-@dataclass
-class World:
-    """What the peers of a test share: the admin map, who coordinates, and what each has told."""
-
-    admin: MemoryMap = field(default_factory=MemoryMap)
-    coordinator: str | None = "tower"
-    clock: Clock = field(default_factory=Clock)
-    facts: dict[str, Fact] = field(default_factory=dict)
-    absent: set[str] = field(default_factory=set)
-    names: dict[str, list[str]] = field(default_factory=lambda: {"gpu.lan": [LAN]})
-    resolved: list[str] = field(default_factory=list)
-
-    async def resolve(self, host: str) -> Sequence[str]:
-        self.resolved.append(host)
-        return self.names.get(host, [])
-
-
-class Peer:
-    def __init__(self, world: World, me: str, client: OpenAICompatible, **settings: Any) -> None:
-        self.me = me
-        self.world = world
-        self.breakers = Breakers()
-        self.agents = Agents(
-            me=me,
-            admin=world.admin,
-            coordinator=lambda: world.coordinator,
-            fact_of=lambda peer, key: world.facts.get(peer) if key == AGENTS else None,
-            is_there=lambda peer: peer not in world.absent,
-        )
-        self.registry = Registry(
-            me=me,
-            admin=world.admin,
-            agents=self.agents,
-            breakers=self.breakers,
-            prober=Prober(client, world.resolve),
-            tell=self._tell,
-            clock=world.clock,
-            peer_addresses=lambda: [f"{LAN}:8081", "attic.lan:8081"],
-            own_ports=lambda: {8080, 8081},
-            **settings,
-        )
-        self.told = 0
-
-    def _tell(self, key: str, value: bytes) -> None:
-        assert key == AGENTS
-        self.told += 1
-        now = self.world.clock()
-        self.world.facts[self.me] = Fact(version=self.told, value=value, received_at=now, set_at=now)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.registry.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    def row(self, who: str) -> dict[str, Any]:
-        return next(row for row in self.registry.agents() if who in (row["id"], row["machine_name"]))
 
 
 @pytest.fixture
@@ -140,29 +47,6 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 async def tower(world: World, client: OpenAICompatible) -> Peer:
     """The coordinator."""
     return Peer(world, "tower", client, interval_s=0.05)
-
-
-def body(fake: OpenAIServer, name: str = "attic", **changes: Any) -> dict[str, Any]:
-    return {
-        "machine_name": name,
-        "ip_address": LAN,
-        "runtime_version": "0.5.1",
-        "runtime_port": fake.port,
-        "gpu_available": True,
-        "gpu_devices": GPU,
-    } | changes
-
-
-async def registered(peer: Peer, fake: OpenAIServer, name: str = "attic", **changes: Any) -> tuple[str, str]:
-    """Its id and its token."""
-    _, answer = await peer.registry.register(body(fake, name, **changes))
-    return answer["agent_id"], answer["agent_token"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 # -- registering
