@@ -111,16 +111,17 @@ class Dispatcher:
         metrics: Metrics,
         hop: HopClient | None = None,
         affinity: Affinity | None = None,
-        mode: Mode = "auto",
+        mode: Mode | Callable[[], Mode] = "auto",
         rng: random.Random | None = None,
     ) -> None:
-        """`hop` None: other peers are not asked. `rng` draws between comparable holders."""
+        """`hop` None: other peers are not asked. `mode` may change with the mesh's settings. `rng` draws between
+        comparable holders."""
         self._local = local
         self._holders = holders
         self._metrics = metrics
         self._hop = hop
         self._affinity = affinity or Affinity()
-        self._mode = mode
+        self._mode: Callable[[], Mode] = mode if callable(mode) else lambda: mode
         self._rng = rng or random.Random()
         self._budget = RetryBudget()
         self._turns: dict[str, int] = {}
@@ -220,7 +221,7 @@ class Dispatcher:
         self._budget.request()
         turn = self._turns[ask.model_id] = self._turns.get(ask.model_id, -1) + 1
         deadline = None if ask.deadline_s is None else _now() + ask.deadline_s
-        return Attempts(ask=ask, mode=self._mode, rng=self._rng, turn=turn, budget=self._budget, deadline=deadline)
+        return Attempts(ask=ask, mode=self._mode(), rng=self._rng, turn=turn, budget=self._budget, deadline=deadline)
 
     def _next(self, tries: Attempts) -> Step:
         now = _now()

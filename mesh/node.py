@@ -276,7 +276,7 @@ class _Parts:
             metrics=metrics,
             hop=self.hop,
             affinity=affinity,
-            mode=config.load_balancer_mode,
+            mode=lambda: self.keeping.live.load_balancer_mode,
         )
         service = HopService(local, self.keeping.servers)
         facet = HopFacet(generate=service.generate, embed=service.embed, load=self.report.load_bytes)

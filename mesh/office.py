@@ -80,8 +80,8 @@ class Office:
             tell=agent.set_fact,
             clock=self._loop.time,
             allow_no_gpu=loaded.config.allow_no_gpu is True,
-            interval_s=loaded.config.health_check_interval,
-            timeout_s=loaded.config.node_timeout,
+            interval_s=lambda: keeping.live.health_check_interval,
+            timeout_s=lambda: keeping.live.node_timeout,
             peer_addresses=self._peer_addresses,
             own_ports=ports,
             rng=rng,
@@ -210,7 +210,8 @@ class Office:
         return [*agent.about.addresses, *(a for view in agent.members() for a in agent.addresses(view.peer))]
 
     async def _register(self, body: Mapping[str, Any], caller: Caller) -> tuple[int, dict[str, Any]]:
-        is_here = caller.key_id == "control"
+        # that token on another machine is a person there: this machine's loopback is none of theirs
+        is_here = caller.key_id == "control" and caller.is_local
         status, answer = await self.registry.register(body, allow_loopback=is_here)
         self.audit(AuditNote(action="agent.register", caller=caller, target=str(body.get("machine_name", ""))[:64]))
         return status, answer

@@ -59,7 +59,8 @@ KEPT = frozenset({"registered_at", "custom_name", "tags", "notes", "is_cordoned"
 
 class Registry:
     """`peer_addresses` are those that members listen on for each other, `own_ports` this peer's. `interval_s` is
-    LLM_ROUTER_HEALTH_CHECK_INTERVAL, `timeout_s` LLM_ROUTER_NODE_TIMEOUT. `tell` is gossip.agent.Agent.set_fact."""
+    LLM_ROUTER_HEALTH_CHECK_INTERVAL and `timeout_s` LLM_ROUTER_NODE_TIMEOUT, as they count now: the mesh may give them.
+    `tell` is gossip.agent.Agent.set_fact."""
 
     def __init__(
         self,
@@ -72,8 +73,8 @@ class Registry:
         tell: Callable[[str, bytes], None],
         clock: Callable[[], float],
         allow_no_gpu: bool = False,
-        interval_s: float = 30.0,
-        timeout_s: float = 60.0,
+        interval_s: Callable[[], float] = lambda: 30.0,
+        timeout_s: Callable[[], float] = lambda: 60.0,
         peer_addresses: Callable[[], Iterable[str]] = tuple,
         own_ports: Callable[[], Collection[int]] = frozenset,
         now_s: Callable[[], float] = time.time,
@@ -214,7 +215,7 @@ class Registry:
                     probes.create_task(self._probe(agent), name="probe of a registered server")
                 self._tell_news()
                 try:
-                    async with asyncio.timeout(min(TICK_S, self._interval_s)):
+                    async with asyncio.timeout(min(TICK_S, self._interval_s())):
                         await self._wake.wait()
                 except TimeoutError:
                     pass
@@ -243,7 +244,7 @@ class Registry:
             own[agent_id] = self._standing(watched[agent_id])
             self._is_news = True
         for agent_id in watched.keys() - self._due.keys():
-            self._due[agent_id] = now + self._interval_s * self._rng.random()
+            self._due[agent_id] = now + self._interval_s() * self._rng.random()
 
     async def _probe(self, agent: Agent) -> None:
         is_reached, models, reason = True, agent.models, ""
@@ -259,12 +260,12 @@ class Registry:
         now = self._clock()
         self._breakers.probed(agent.id, is_there, now)
         if agent.id in self._due:
-            self._due[agent.id] = now + self._interval_s * (1 - JITTER + 2 * JITTER * self._rng.random())
+            self._due[agent.id] = now + self._interval_s() * (1 - JITTER + 2 * JITTER * self._rng.random())
         standing = self._agents.own.get(agent.id)
         if standing is None:
             return
         self._is_news = True
-        if standing.probed(is_reached, now, self._timeout_s) and self._agents.is_reached_here(agent):
+        if standing.probed(is_reached, now, self._timeout_s()) and self._agents.is_reached_here(agent):
             extra = {"agent": agent.id, "agent_name": agent.name, "reason": reason}
             log.log(logging.INFO if is_reached else logging.WARNING, "server is %s", _state(is_reached), extra=extra)
         if is_reached and models != agent.models:
@@ -301,9 +302,9 @@ class Registry:
         self._breakers.forget(agent.id)
         if self._agents.is_watched_here(agent):
             standing = self._agents.own.setdefault(agent.id, Standing.registered(now))
-            standing.probed(True, now, self._timeout_s)
+            standing.probed(True, now, self._timeout_s())
             standing.heard_at = now
-            self._due[agent.id] = now + self._interval_s
+            self._due[agent.id] = now + self._interval_s()
         self._is_news = True
         self._wake.set()
 
