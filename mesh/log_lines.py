@@ -25,6 +25,7 @@ LIMIT = 200
 LIMIT_MAX = 1000
 GREP_LENGTH_MAX = 500
 LEVELS = ("debug", "info", "warning", "error", "critical")
+_RANKS = {level.encode(): rank for rank, level in enumerate(LEVELS)}
 
 ANSWER_BYTES_MAX = 2 * 1024 * 1024
 """Lines are about 300 bytes, a traceback a few thousand: 1,000 of them fit, and 1,000 of the longest do not."""
@@ -36,8 +37,9 @@ CLOCK_BACK_S = 60.0
 """A clock that was set back by less than this hides no line."""
 
 _BLOCK_BYTES = 64 * 1024
-# As mesh.logs writes it: always in UTC and as long, so that moments compare as their texts do.
-_TIME = re.compile(rb'\{"time": "([0-9T:.+-]{29})"')
+# As mesh.logs writes it: the time always in UTC and as long, so that moments compare as their texts do. What a query
+# does not want is passed over without being parsed.
+_HEAD = re.compile(rb'\{"time": "([0-9T:.+-]{29})", "level": "([a-z0-9 ]{1,20})"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,12 @@ class Wanted:
             limit=_limit(query.get("limit", "")),
         )
 
-    def takes(self, line: bytes, written_at: bytes) -> bool:
-        """As far as the bytes tell; the level is known when the line is parsed."""
-        return written_at >= self.since and (not self.greps or any(grep in line for grep in self.greps))
+    def takes(self, line: bytes, written_at: bytes, level: bytes) -> bool:
+        return (
+            written_at >= self.since
+            and _RANKS.get(level, _RANKS[b"info"]) >= self.rank
+            and (not self.greps or any(grep in line for grep in self.greps))
+        )
 
 
 class LogLines:
@@ -108,14 +113,12 @@ def found_lines(folder: Path, wanted: Wanted, is_over: threading.Event) -> list[
         scanned += len(line) + 1
         if scanned > SCAN_BYTES_MAX or is_over.is_set():
             break
-        match = _TIME.match(line)
+        match = _HEAD.match(line)
         if match is None:
             continue  # not ours, or cut off by a crash
         if match[1] < wanted.reach:
             break
-        if not wanted.takes(line, match[1]) or (parsed := _parsed(line)) is None:
-            continue
-        if _rank_of(parsed) < wanted.rank:
+        if not wanted.takes(line, match[1], match[2]) or (parsed := _parsed(line)) is None:
             continue
         size += len(line)
         if size > ANSWER_BYTES_MAX:
@@ -167,11 +170,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _rank_of(line: dict[str, Any]) -> int:
-    level = line.get("level")
-    return LEVELS.index(level) if level in LEVELS else LEVELS.index("info")
 
 
 def _rank(text: str) -> int:

@@ -117,7 +117,7 @@ def test_grep_is_a_plain_substring_of_the_line_however_it_is_escaped(tmp_path: P
 @given(st.text(min_size=1, max_size=20))
 def test_grep_finds_every_text_that_was_logged(text: str) -> None:
     line = JsonLines(Redactor()).format(logging.makeLogRecord({"msg": "m", "value": text})).encode()
-    assert Wanted.of({"grep": text}, now=NOON).takes(line, b"")
+    assert Wanted.of({"grep": text}, now=NOON).takes(line, b"", b"info")
 
 
 def test_what_is_no_line_is_left_out(tmp_path: Path, writer: Writer) -> None:
