@@ -1,0 +1,1 @@
+"""Who may use a mesh: API keys with their limits, users with their passwords and sessions, and the first of each."""
