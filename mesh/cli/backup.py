@@ -101,7 +101,7 @@ def _hints(done: restoring.Restored, *, new_identity: bool) -> list[str]:
     lines = [f"the old files are in {path}" for path in done.aside]
     lines += done.notes
     if new_identity:
-        lines.append("this machine gets an identity of its own when it starts, and is in no mesh")
+        lines.append("this machine gets an identity of its own when it starts, and is in no mesh: it has no users yet")
     elif done.manifest.peer_id:
         lines.append("the machine that the backup is of must not run any more: two cannot have one identity")
     lines.append("models are not in a backup: copy them, or import them again")
