@@ -31,6 +31,7 @@ class Database:
         self._program = program
         self._writer: aiosqlite.Connection | None = None
         self._identity: tuple[int, int] | None = None
+        self._wal_identity: tuple[int, int] | None = None
         self._is_checked = False
         self._idle: list[aiosqlite.Connection] = []
         self._generation = 0
@@ -45,12 +46,25 @@ class Database:
 
     async def open(self) -> schema.Opened:
         """Opens the file anew. Raises sqlite3.Error as it comes, HistoryUnavailable for what a person must mend."""
+        is_another = self._writer is not None and file_identity(self.path) != self._identity
         await self.close()
+        if is_another:
+            self._remove_wal()
         opened = await schema.open_writer(self.path, self._program, is_checked=self._is_checked)
         self._is_checked = True
         self._writer = opened.connection
         self._identity = file_identity(self.path)
+        self._wal_identity = file_identity(self._beside("-wal"))
         return opened
+
+    def _remove_wal(self) -> None:
+        """Removes what a file that is gone left beside it: SQLite would read the next file through it."""
+        if file_identity(self._beside("-wal")) == self._wal_identity:
+            for suffix in ("-wal", "-shm"):
+                self._beside(suffix).unlink(missing_ok=True)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
 
     async def close(self) -> None:
         """Closes every connection that nobody uses; those in use are closed when they come back."""

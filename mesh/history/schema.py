@@ -216,13 +216,12 @@ async def _step(connection: aiosqlite.Connection, path: Path, version: int, prog
 
 async def _copy(connection: aiosqlite.Connection, copy: Path) -> None:
     part = copy.with_name(f"{copy.name}.part")
-    part.unlink(missing_ok=True)
     try:
+        part.unlink(missing_ok=True)
         _make_private(part)
         await connection.execute("VACUUM INTO ?", (str(part),))
         part.replace(copy)
     except (sqlite3.Error, OSError) as error:
-        part.unlink(missing_ok=True)
         raise HistoryUnavailable(
             f"the history needs a copy of itself, {copy}, before this version may change it, and it could not be "
             f"made: {error}; make room for it"
