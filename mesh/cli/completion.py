@@ -81,6 +81,13 @@ def complete_peer(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return _completed(ctx, incomplete, lambda peer: [str(found["name"]) for found in peer.get("/api/mesh")["peers"]])
 
 
+def complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of the registered servers that begin so; nothing when there is no peer."""
+    from mesh.cli.backend import backends
+
+    return _completed(ctx, incomplete, lambda peer: [str(found["machine_name"]) for found in backends(peer)])
+
+
 def _completed(ctx: click.Context, incomplete: str, names: Callable[[Peer], list[str]]) -> list[CompletionItem]:
     from mesh.cli.client import connect
     from mesh.config import load

@@ -22,6 +22,7 @@ COMMANDS = {
     "status": Entry("mesh.cli.state:status", "Show how the peer is."),
     "model": Entry("mesh.cli.model:model", "List, import, show, load, unload and remove models."),
     "peers": Entry("mesh.cli.peers:peers", "List, show, rename, trust and revoke the machines of the mesh."),
+    "backend": Entry("mesh.cli.backend:backend", "Use Ollama, LM Studio, vLLM and the like, here or elsewhere."),
     "door": Entry("mesh.cli.door:door", "Let new machines of this network join by themselves for a while, or not."),
     "approve": Entry("mesh.cli.approve:approve", "Let a machine in that asks to join."),
     "deny": Entry("mesh.cli.approve:deny", "Deny a machine that asks to join."),

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from mesh.cli.backend import backend
 from mesh.cli.door import door
 from mesh.cli.entry import COMMANDS, Program, program
 from mesh.cli.failure import Exit, Failure
@@ -39,7 +40,7 @@ def llm_router(*arguments: str, folder: Path, **environ: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("group", [program, model, peers, door, identity], ids=lambda group: str(group.name))
+@pytest.mark.parametrize("group", [program, model, peers, backend, door, identity], ids=lambda group: str(group.name))
 def test_the_help_of_a_group_says_what_its_commands_say_of_themselves(group: LazyGroup) -> None:
     context = click.Context(group)
     for name, entry in group.entries.items():
