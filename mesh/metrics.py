@@ -7,6 +7,7 @@ these methods, and `watch_...` (each of them once) takes what is read when someb
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -292,8 +293,8 @@ class Metrics:
         self._counter("process_cpu_seconds_total", "CPU time of the peer.", lambda: sum(process.cpu_times()[:2]))
         self._gauge("process_resident_memory_bytes", "Memory of the peer.", lambda: process.memory_info().rss)
         self._gauge("process_start_time_seconds", "When it started, in unix seconds.", process.create_time)
-        if hasattr(process, "num_fds"):
-            self._gauge("process_open_fds", "Files and sockets that it has open.", process.num_fds)
+        opened = getattr(process, "num_fds" if os.name == "posix" else "num_handles")
+        self._gauge("process_open_fds", "Files and sockets that it has open.", opened)
 
     def _counted(self, name: str, text: str, label: str, values: tuple[str, ...]) -> Counter:
         """A counter that shows each of its labels from the start, so that the first one is a change."""

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -204,6 +205,28 @@ def test_the_history_may_lie_elsewhere_and_comes_back_there(home: Path, tmp_path
     # and by settings that do not say so: into the data folder
     restore.restore(tmp_path / "b", settings_of(tmp_path / "new"))
     assert values(tmp_path / "new" / "router.db") == ["elsewhere"]
+
+
+def test_a_history_on_another_disk_is_brought_there_before_anything_changes(
+    home: Path, tmp_path: Path, elsewhere: Path
+) -> None:
+    there = elsewhere / "deep" / "history.db"
+    environ = {"LLM_ROUTER_DATABASE_URL": f"sqlite://{there}"}
+    make(settings_of(home).config, tmp_path / "b")
+    new = settings_of(tmp_path / "new", **environ)
+    restore.restore(tmp_path / "b", new, environ=environ)
+    assert len(values(there)) == 100 and stat.S_IMODE(there.stat().st_mode) == 0o600
+    assert sorted(path.name for path in there.parent.iterdir()) == ["history.db"]
+    done = restore.restore(tmp_path / "b", new, environ=environ)
+    assert {path.parent for path in done.aside} == {there.parent, tmp_path / "new"}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another disk, where there is one that needs no preparation."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
 
 
 def test_the_settings_in_a_backup_say_where_its_files_go(home: Path, tmp_path: Path) -> None:
