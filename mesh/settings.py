@@ -148,14 +148,12 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             name="tls_cert",
             variable="LLM_ROUTER_TLS_CERT",
             kind=kinds.PATH,
-            is_later=True,
             help="Certificate (PEM) that makes the client port HTTPS; needs the key too.",
         ),
         Setting(
             name="tls_key",
             variable="LLM_ROUTER_TLS_KEY",
             kind=kinds.PATH,
-            is_later=True,
             help="Private key (PEM) of that certificate.",
         ),
         Setting(
@@ -385,7 +383,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             default="30",
             unit="seconds",
             is_mesh=True,
-            is_later=True,
             help="How often servers that were registered by hand are checked.",
         ),
         Setting(
@@ -396,7 +393,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             default="60",
             unit="seconds",
             is_mesh=True,
-            is_later=True,
             help="A server that was registered by hand and is silent this long counts as offline.",
         ),
     ),
@@ -407,7 +403,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             legacy=("DATABASE_URL",),
             kind=kinds.DATABASE,
             default_note="`sqlite://<data dir>/router.db`",
-            is_later=True,
             help="Where the history is stored.",
         ),
         Setting(
@@ -416,7 +411,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             kind=kinds.choice("local", "replicated"),
             default="local",
             is_mesh=True,
-            is_later=True,
             help="When a request counts as recorded: on this machine's disk, or on another's too.",
         ),
         Setting(
@@ -426,7 +420,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             default="7",
             unit="days",
             is_mesh=True,
-            is_later=True,
             help="How long requests and answers are kept.",
         ),
         Setting(
@@ -435,7 +428,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             kind=kinds.choice("full", "metadata", "off"),
             default="full",
             is_mesh=True,
-            is_later=True,
             help="What is kept: texts and all, all but the texts, or nothing.",
         ),
         Setting(
@@ -445,7 +437,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             default_note="no limit",
             unit="bytes",
             is_mesh=True,
-            is_later=True,
             help="The oldest texts go when the history is larger.",
         ),
     ),
@@ -456,7 +447,6 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             legacy=("ADMIN_USERNAME",),
             kind=kinds.NAME,
             default="admin",
-            is_later=True,
             help="Name of the first administrator, used only when the mesh is formed.",
         ),
         Setting(
@@ -464,14 +454,12 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             variable="LLM_ROUTER_ADMIN_PASSWORD",
             legacy=("ADMIN_PASSWORD",),
             kind=kinds.SECRET,
-            is_later=True,
             help="Password of the first administrator. Without it a one-time link is printed.",
         ),
         Setting(
             name="jwt_secret",
             variable="LLM_ROUTER_JWT_SECRET",
             kind=kinds.SECRET,
-            is_later=True,
             help="Signs logins with HS256 and this secret. Without it each peer signs with its own key.",
         ),
     ),
