@@ -170,6 +170,8 @@ _BY_CODE: dict[str | None, type[InferenceError]] = {
         LoadFailed,
         StreamInterrupted,
         PeerLeaving,
+        PeerGone,
+        PeerSilent,
     )
 }
 

@@ -213,7 +213,13 @@ class HopService:
     async def embed(self, request: EmbeddingRequest, forwarder: Forwarder) -> Embeddings:
         """As mesh.local does."""
         target = self._servers.lodged(request.model)
-        return await (self._local.embed(request, forwarder) if target is None else target.embed(request))
+        if target is None:
+            return await self._local.embed(request, forwarder)
+        try:
+            return await target.embed(request)
+        except EngineError:
+            self._servers.failed(target.agent_id, "gone")
+            raise
 
 
 def _model_of(agent: Agent, model_id: str) -> AgentModel | None:

@@ -584,6 +584,18 @@ async def test_what_breaks_behind_another_peer_is_interrupted_or_refused_as_here
         assert (error.status, error.code) == (404, "404") and "model not found" in error.message
 
 
+async def test_a_server_that_is_gone_behind_another_peer_is_unavailable_and_avoided() -> None:
+    async with openai_server() as fake, lodged(fake) as (tower, attic, _):
+        await tower.ask()
+        fake.raw = [b"data: nonsense\n\n"]
+        _, error = await tower.fails()
+        assert (type(error), error.status, bool(error.retry_after_s)) == (ModelUnavailable, 503, True)
+        assert tower.candidates()["ollama"].is_suspect and attic.candidates()["ollama"].is_suspect
+        fake.refusal = (200, {"data": []}, {})
+        with pytest.raises(ModelUnavailable):
+            await tower.dispatcher.embed(EmbeddingRequest(id="e", model="nomic-embed-text", inputs=("a",)), ME)
+
+
 async def test_leaving_reaches_the_server_behind_another_peer() -> None:
     async with openai_server(gate=asyncio.Event()) as fake, lodged(fake) as (tower, _, _):
         chunks = tower.dispatcher.generate(request(), ME)
