@@ -76,6 +76,7 @@ class Ingress:
 
     managed: Managed
     elsewhere: Elsewhere
+    listener: Listener
     url: str
     session: aiohttp.ClientSession
 
@@ -96,7 +97,7 @@ async def ingress(limits: Limits | None = None) -> AsyncIterator[Ingress]:
     await listener.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
-            yield Ingress(managed, elsewhere, f"http://127.0.0.1:{listener.port}", session)
+            yield Ingress(managed, elsewhere, listener, f"http://127.0.0.1:{listener.port}", session)
     finally:
         await listener.close(0)
 
@@ -284,6 +285,16 @@ async def test_an_answer_that_breaks_off_does_not_look_complete() -> None:
         assert (status, answer, headers["retry-after"]) == (503, {"error": "The coordinator went away."}, "1")
 
 
+async def test_an_answer_that_this_peer_does_not_finish_because_it_stops_does_not_look_complete() -> None:
+    async with ingress() as peer:
+        peer.elsewhere.pieces = [b"x" * 64 * 1024] * 1000
+        async with peer.session.get(f"{peer.url}{RECORDS}/export", headers=ADMIN) as got:
+            await got.content.readexactly(10)
+            await peer.listener.close(0)
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await got.read()
+
+
 async def test_a_refusal_of_the_owner_is_handed_on_as_it_is() -> None:
     async with ingress() as peer:
         peer.elsewhere.status, peer.elsewhere.pieces = 401, [b'{"error": "That is not the token of an agent."}']
@@ -430,6 +441,13 @@ async def test_the_owner_asks_the_policy_again(caller: Caller, may_view: bool, m
         status, _, _ = await peer.ask("PUT", "/api/settings", {"history_days": 1}, caller=caller)
         assert status == (200 if may_change else 403)
         assert len(peer.managed.asked) == may_view + may_change
+
+
+async def test_who_is_no_administrator_sees_no_addresses_at_the_owner_either() -> None:
+    async with port() as peer:
+        for caller, is_told in ((VIEWER, False), (READER, False), (OWNER, True)):
+            _, answer, _ = await peer.ask("GET", "/api/dashboard/overview", caller=caller)
+            assert ("192.168.1.21" in json.dumps(answer)) is is_told
 
 
 async def test_a_key_that_was_revoked_meanwhile_counts_no_more() -> None:
