@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -103,6 +104,22 @@ class Office:
             audit=self.audit,
         )
         keeping.admin.watch(self._admin_changed)
+
+    def watch(self) -> None:
+        """What is counted while the peer lives."""
+        admin, agents = self._keeping.admin, self._keeping.agents
+        self._metrics.watch_admin(
+            rows=lambda: admin.status().rows,
+            refused=lambda: sum(admin.status().refused.values()),
+            sync_age_s=lambda: admin.status().last_sync_age_s,
+        )
+        self._metrics.watch_clock(lambda: admin.status().clock_lead_s)
+        self._metrics.watch_adopted(
+            lambda: Counter(
+                "disconnected" if agent.is_cordoned else "online" if agents.is_online(agent) else "offline"
+                for agent in agents
+            )
+        )
 
     # -- facets
 

@@ -101,6 +101,7 @@ def test_nothing_goes_out_by_itself() -> None:
         "mesh/cli/client.py",  # to the user's own peer
         "mesh/knock.py",  # to members of the mesh and named addresses, when a person runs the doctor
         "mesh/surroundings.py",  # nobody: it asks which proxies are set
+        "mesh/calls.py",  # to members of the mesh: what they keep together, and what they pass on
         "mesh/hop.py",  # to members of the mesh: a request goes to a holder of its model
         "inference/providers/openai_compatible.py",  # to servers that an admin registered, at the address they had then
         "gossip/joiner.py",  # to a stranger that may let this machine in: no prompt, no secret it does not know

@@ -12,7 +12,7 @@ from web.route import Answer, Operation
 from web.services import Services
 from web.shapes import Number, Text
 
-LINES_MAX = 10_000
+LINES_MAX = 1000
 
 
 class LogsRoutes:
