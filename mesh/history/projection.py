@@ -7,6 +7,7 @@ Bodies stay in the entries.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ KINDS = ("chat", "generate", "embeddings")
 RECORDINGS = ("full", "metadata")
 BAND_WIDTH = 1.1
 COUNT_MAX = 1 << 40
+TIME_MS_MAX = 253_402_214_400_000
+"""The last day of the year 9999. Later, and no calendar has a name for it."""
 BODIES_DROPPED = -1
 """In `body_bytes`: bodies were there, and went to make room."""
 
@@ -80,7 +83,7 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
                 row,
                 entry.id,
                 arrived,
-                entry.at_ms,
+                min(entry.at_ms, TIME_MS_MAX),
                 KINDS.index(entry.kind),
                 numbers["model", entry.model],
                 numbers["text", entry.client_ip],
@@ -100,7 +103,7 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
                 STATES.index(entry.status),
                 arrived,
                 row,
-                entry.at_ms,
+                min(entry.at_ms, TIME_MS_MAX),
                 entry.message,
                 entry.code,
                 entry.http_status,
@@ -108,7 +111,7 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
                 numbers["name", entry.node_name],
                 numbers["text", entry.node_ip],
                 entry.attempts,
-                " ".join(entry.continued_on),
+                json.dumps(entry.continued_on),
                 _bounded(entry.prompt_tokens),
                 _bounded(entry.completion_tokens),
                 _bounded(entry.cached_tokens),
@@ -127,7 +130,7 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
             (
                 row,
                 arrived,
-                entry.at_ms,
+                min(entry.at_ms, TIME_MS_MAX),
                 entry.actor,
                 entry.actor_kind,
                 entry.ip,

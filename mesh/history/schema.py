@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -212,6 +213,7 @@ async def _step(connection: aiosqlite.Connection, path: Path, version: int, prog
         f"BEGIN IMMEDIATE; {script} PRAGMA user_version={len(STEPS)}; PRAGMA application_id={APPLICATION_ID}; COMMIT;"
     )
     await connection.execute("INSERT OR REPLACE INTO meta VALUES ('program', ?)", (program,))
+    await connection.execute("INSERT OR IGNORE INTO meta VALUES ('file', ?)", (secrets.token_hex(4),))
 
 
 async def _copy(connection: aiosqlite.Connection, copy: Path) -> None:

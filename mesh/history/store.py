@@ -69,6 +69,10 @@ class HistoryStore:
         """The file was damaged or gone, and a new one was begun: other peers may hold what it had."""
         self.trouble = ""
         """Why nothing can be written now; empty when all is well."""
+        self.arrived = 0
+        """How many records and endings came to this file, in the order of `arrived` and `ended` of its records."""
+        self.file = ""
+        """Names this file: another one has other numbers of logs, and other arrivals."""
         self._me = me
         self._run = 0
         self._above = above
@@ -79,7 +83,6 @@ class HistoryStore:
         self._rebuilds = 0
         self._damage = ""
         self._logs: dict[LogId, Extent] = {}
-        self._arrived = 0
         self._words = Words()
         self._queue: deque[Job] = deque()
         self._queued_entries = 0
@@ -305,7 +308,7 @@ class HistoryStore:
         else:
             self._purging |= {source for source, now in commit.logs.items() if now.low > commit.low_before(source)}
             self._logs |= commit.logs
-            self._arrived = commit.arrived
+            self.arrived = commit.arrived
             self._recovered()
             results = [*haves]
         for job, result in zip(batch, results, strict=True):
@@ -316,7 +319,7 @@ class HistoryStore:
 
     async def _committed(self, batch: list[Job]) -> tuple[Commit, list[int]]:
         connection = await self._opened()
-        commit = Commit(own=self.own, before=self._logs, arrived=self._arrived)
+        commit = Commit(own=self.own, before=self._logs, arrived=self.arrived)
         haves = [commit.plan(job) for job in batch]
         if commit.logs:
             began = time.monotonic()
@@ -443,6 +446,7 @@ class HistoryStore:
         """What the file says, into memory. A file with less than was committed is another one: see `was_rebuilt`."""
         rows = await connection.execute_fetchall("SELECT peer, run, no, low, have FROM logs")
         arrived = await schema.value(connection, "SELECT value FROM meta WHERE name = 'arrived'")
+        self.file = str(await schema.value(connection, "SELECT value FROM meta WHERE name = 'file'"))
         found = {LogId(peer, run): Extent(no=no, low=low, have=have) for peer, run, no, low, have in rows}
         lost = [source for source, known in self._logs.items() if known.have > found.get(source, _NOTHING).have]
         if lost:
@@ -457,7 +461,7 @@ class HistoryStore:
             self._run = max(self._now_ms(), self._above + 1, *(run + 1 for run in runs))
         self._logs = found
         self._words.forget()
-        self._arrived = max(self._arrived, arrived if isinstance(arrived, int) else 0)
+        self.arrived = arrived if isinstance(arrived, int) else 0
         self._purging = {source for source, known in found.items() if known.low}
 
     def _end_run(self) -> None:
