@@ -143,7 +143,7 @@ class Recorder:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def acknowledged(self, written: asyncio.Future[Place | None]) -> None:
+    async def acknowledged(self, written: asyncio.Future[Place | None]) -> bool:
         """Waits until the record is where it has to be, or it takes too long; counts what was not waited for."""
         ack, place, is_elsewhere = self._ack(), None, False
         if not self._writer.outbox.is_sick:  # else everything waits for the disk, and no client has to
@@ -154,15 +154,17 @@ class Recorder:
                         is_elsewhere = await self._replicated(place)
             except TimeoutError:
                 pass
-        if place is None:
-            self.unacknowledged += 1
-        elif is_acknowledged(place, ack, is_elsewhere=is_elsewhere):
+        is_done = is_acknowledged(place, ack, is_elsewhere=is_elsewhere)
+        if is_done:
             self._is_degraded = self._is_degraded and ack != "replicated"
+        elif place is None:
+            self.unacknowledged += 1
         else:
             self.unreplicated += 1
             if not self._is_degraded:
                 self._is_degraded = True
                 log.warning("records are on this disk only: no other peer has them in time")
+        return is_done
 
 
 class _Kept:

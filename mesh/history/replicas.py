@@ -96,8 +96,7 @@ class Behind:
 
 def keepers(origin: str, view: View) -> tuple[str, ...]:
     """The peers that should hold the logs of `origin` beside itself, at most COPIES - 1, the coordinator first."""
-    line = dict.fromkeys([*filter(None, (view.coordinator,)), *view.succession])
-    return tuple(peer for peer in line if peer != origin and may_hold(peer, view))[: COPIES - 1]
+    return tuple(peer for peer in _line(view) if peer != origin)[: COPIES - 1]
 
 
 def targets(view: View) -> tuple[str, ...]:
@@ -115,8 +114,8 @@ def sources(view: View, *, recovers: bool) -> tuple[str, ...]:
         return ()
     if view.is_coordinator or recovers:
         return others
-    line = [peer for peer in view.succession if peer != view.coordinator][: COPIES - 1]
-    return (view.coordinator,) if view.coordinator in others and view.me in line and view.is_eligible else ()
+    is_next = view.me in _line(view)[1:COPIES]
+    return (view.coordinator,) if view.coordinator in others and is_next else ()
 
 
 def may_hold(peer: str, view: View) -> bool:
@@ -238,3 +237,9 @@ def behind(mine: Vector, told: Mapping[str, Vector], view: View) -> list[Behind]
         elif mate.is_alive and (missing or peer not in told):
             found.append(Behind(peer=peer, reason="behind", entries=missing))
     return found
+
+
+def _line(view: View) -> list[str]:
+    """Everybody who may hold others' logs: the coordinator, then its successors."""
+    line = dict.fromkeys([*filter(None, (view.coordinator,)), *view.succession])
+    return [peer for peer in line if may_hold(peer, view)]

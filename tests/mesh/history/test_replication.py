@@ -219,6 +219,7 @@ def test_large_logs_travel_in_several_messages() -> None:
         b = house.peers["b"]
         for number in range(5):
             b.disk.disk.append([item(number, 700_000)])
+        b.disk.disk.fsync()
         b.replication.committed()
         await asyncio.sleep(1)
         assert len(house.peers["a"].holds(b.disk.own)) == 5
@@ -409,6 +410,8 @@ def test_large_amounts_are_pulled_in_several_messages() -> None:
         for number in range(5):
             c.disk.disk.append([item(number, 600_000)])
             b.disk.disk.take(LogId("gone", 7), number + 1, [item(number, 600_000)], 0)
+        b.disk.disk.fsync()
+        c.disk.disk.fsync()
         await asyncio.sleep(PULL_S + 1)
         assert len(b.holds(c.disk.own)) == 5
         house.coordinator = "c"
@@ -435,7 +438,7 @@ def test_a_member_that_has_less_than_it_says_does_not_keep_a_log_from_the_coordi
     async def _(house: House) -> None:
         log = LogId("gone", 7)
         for name in "ab":
-            house.peers[name].disk.disk.take(log, 1, [item(1), item(2)], 0)
+            await house.peers[name].disk.take(log, 1, [item(1), item(2)], 0)
         boaster = house.peers["a"].replication.serving
 
         async def boast(member: str, path: str, query: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
@@ -519,8 +522,8 @@ def test_what_another_holds_of_a_living_peers_log_is_not_asked_for() -> None:
         c = house.peers["c"]
         place = await c.write(item(1))
         await asyncio.sleep(0.1)
-        house.peers["b"].disk.disk.take(place.log, 2, [item(99)], 0)
-        house.peers["b"].disk.disk.take(LogId("c", 5), 1, [item(98)], 0)
+        await house.peers["b"].disk.take(place.log, 2, [item(99)], 0)
+        await house.peers["b"].disk.take(LogId("c", 5), 1, [item(98)], 0)
         await asyncio.sleep(3 * PULL_S)
         assert house.peers["a"].holds(place.log) == [item(1)]
         assert house.peers["a"].holds(LogId("c", 5)) == []
@@ -558,7 +561,7 @@ def test_a_peer_cannot_fill_the_store_with_logs_without_end() -> None:
     async def _(house: House) -> None:
         a = house.peers["a"]
         for run in range(1, 4097):
-            a.disk.disk.take(LogId("b", run), 1, [item(1)], 0)
+            await a.disk.take(LogId("b", run), 1, [item(1)], 0)
         push = batch_out(Batch(log=LogId("b", 5000), low=0, have=1, first=1, items=(item(1),)))
         assert (await a.replication.serving.answer("b", PUSH_PATH, {}, push))[0] == 403
 
@@ -567,13 +570,13 @@ def test_the_vector_is_told_again_only_when_it_is_another_one() -> None:
     @play("a", "b")
     async def _(house: House) -> None:
         b = house.peers["b"]
-        b.disk.disk.take(LogId("gone", 1), 1, [item(1)], 0)
+        await b.disk.take(LogId("gone", 1), 1, [item(1)], 0)
         _, data = await b.replication.serving.answer("a", VECTOR_PATH, {}, b"")
         told = told_in(data, "b")
         assert told.rest == {LogId("gone", 1): (0, 1)}
         _, data = await b.replication.serving.answer("a", VECTOR_PATH, {"rest": told.digest.hex()}, b"")
         assert told_in(data, "b").rest is None
-        b.disk.disk.take(LogId("gone", 1), 2, [item(2)], 0)
+        await b.disk.take(LogId("gone", 1), 2, [item(2)], 0)
         _, data = await b.replication.serving.answer("a", VECTOR_PATH, {"rest": told.digest.hex()}, b"")
         assert told_in(data, "b").rest == {LogId("gone", 1): (0, 2)}
 
