@@ -10,6 +10,8 @@ Source: https://sqlite.org/pragma.html, https://sqlite.org/wal.html; measured in
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -118,7 +120,7 @@ async def open_writer(path: Path, program: str, *, is_checked: bool = False) -> 
     before a change of the tables cannot be made.
     """
     _make_private(path)
-    connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    connection = await _connected(path)
     try:
         if await _is_foreign(connection):
             await connection.close()
@@ -136,13 +138,28 @@ async def open_writer(path: Path, program: str, *, is_checked: bool = False) -> 
 
 async def open_reader(path: Path) -> aiosqlite.Connection:
     """A connection for questions. It writes nothing and sees what was committed before each of them."""
-    connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    connection = await _connected(path)
     try:
         await connection.executescript("PRAGMA query_only=ON; PRAGMA cache_size=-16384; PRAGMA temp_store=MEMORY;")
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+async def _connected(path: Path) -> aiosqlite.Connection:
+    """A connection; when nobody wants it any more before it is there, its thread is ended all the same."""
+
+    async def connect() -> aiosqlite.Connection:
+        return await aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+
+    connecting = asyncio.create_task(connect())
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(sqlite3.Error):
+            await (await connecting).close()
+        raise
 
 
 def set_aside(path: Path, word: str) -> Path:

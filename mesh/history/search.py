@@ -84,9 +84,10 @@ async def pieces(reading: Reading, condition: Condition, as_of: AsOf, text: str)
         async for before, last in bounds(reading, condition, PIECE_RECORDS):
             waiting.append(asyncio.create_task(matching(before, last)))
             if len(waiting) == PIECES_AT_ONCE:
-                yield await waiting.pop(0)
-        while waiting:
-            yield await waiting.pop(0)
+                yield await waiting[0]
+                del waiting[0]
+        for task in waiting:
+            yield await task
     finally:
         for task in waiting:
             task.cancel()
