@@ -27,13 +27,15 @@ _LOCKED_BYTE = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """What control.json says. `url` is how this machine reaches the peer, without a path at its end."""
+    """What control.json says. `url` is how this machine reaches the peer, without a path at its end. `fingerprint`: the
+    SHA-256 of its certificate, in hex, when that is https; by it alone the command line knows the peer."""
 
     port: int
     token: str = dataclasses.field(repr=False)
     pid: int
     url: str
     version: str
+    fingerprint: str = ""
 
 
 def new_token() -> str:
@@ -41,16 +43,17 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def local_url(host: str, port: int) -> str:
+def local_url(host: str, port: int, *, is_https: bool = False) -> str:
     """The URL of a listener as seen from its own machine: any-address becomes loopback."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
-    return f"http://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"http://{host}:{port}"
+    scheme = "https" if is_https else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{scheme}://{host}:{port}"
 
 
-def publish(data_dir: Path, *, port: int, url: str, version: str, token: str) -> Control:
+def publish(data_dir: Path, *, port: int, url: str, version: str, token: str, fingerprint: str = "") -> Control:
     """Writes control.json for the running peer. Raises NotPrivate if one is there that others may read."""
     require_private(data_dir / _FILE)
-    control = Control(port=port, token=token, pid=os.getpid(), url=url, version=version)
+    control = Control(port=port, token=token, pid=os.getpid(), url=url, version=version, fingerprint=fingerprint)
     write_private(data_dir / _FILE, json.dumps(dataclasses.asdict(control), indent=1) + "\n")
     return control
 
@@ -76,6 +79,7 @@ def read(data_dir: Path) -> Control | None:
             pid=int(table["pid"]),
             url=str(table["url"]),
             version=str(table["version"]),
+            fingerprint=str(table.get("fingerprint", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

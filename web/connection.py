@@ -31,7 +31,8 @@ KEEPALIVE_S = 75.0
 # After an early answer the rest of a body is read and thrown away this long, so that the answer is not lost in a reset.
 LINGER_S = 2.0
 
-_NOT_HTTP = "That is not a valid HTTP/1.1 request. This port speaks plain HTTP/1.1, without TLS."
+_NOT_HTTP = "That is not a valid HTTP/1.1 request."
+_PLAIN = " This port speaks plain HTTP/1.1, without TLS."
 
 
 class Connection(RequestHandler):
@@ -39,7 +40,7 @@ class Connection(RequestHandler):
 
     __slots__ = ("_header_bytes", "_headers_timer", "_limits", "_open", "_unread_bytes", "_write_timer")
 
-    def __init__(self, server: web.Server, limits: Limits, open_connections: set[Connection]) -> None:
+    def __init__(self, server: web.Server, limits: Limits, open_connections: set[asyncio.BaseProtocol]) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -75,7 +76,7 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, and keeps the clock of a request whose headers have begun but not ended."""
         if self._request_count == 0 and self._header_bytes == 0 and not _may_be_http(data):
-            self._refuse(HttpRefusal(400, _NOT_HTTP))
+            self._refuse(HttpRefusal(400, self._not_http()))
             return
         messages_before = self._request_count
         super().data_received(data)
@@ -108,7 +109,7 @@ class Connection(RequestHandler):
             refusal = HttpRefusal(status, "Something went wrong inside this peer.", error_type="server_error")
         else:
             _log.debug("not http", extra={"ip": request.remote, "error": type(exc).__name__})
-            refusal = HttpRefusal(status, _NOT_HTTP)
+            refusal = HttpRefusal(status, self._not_http())
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, an error cannot follow")
         response = web.Response(
@@ -127,6 +128,10 @@ class Connection(RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = error_response(HttpRefusal(resp.status, f"{resp.reason}."), request.path)
         return await super().finish_response(request, resp, start_time)
+
+    def _not_http(self) -> str:
+        is_tls = self.transport is not None and self.transport.get_extra_info("ssl_object") is not None
+        return _NOT_HTTP if is_tls else _NOT_HTTP + _PLAIN
 
     def _fail_unfinished_body(self) -> None:
         """What follows a body that has not ended can only be the parser's error about it: tells the body's reader."""

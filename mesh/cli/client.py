@@ -1,12 +1,16 @@
 """The peer of this machine over HTTP, as the commands use it: control.json says where, its token says who.
 
-The standard library's client: it starts in a tenth of aiohttp's time, and a command makes one request at a time.
+Over HTTPS its certificate must be the one that control.json names, whoever signed it and for whatever names; the token
+is sent after that. The standard library's client: it starts in a tenth of aiohttp's time, and a command makes one
+request at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
+import ssl
 import urllib.parse
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -32,13 +36,34 @@ def connect(data_dir: Path) -> Peer:
     return Peer(found)
 
 
+def elsewhere(url: str, *, token: str = "", fingerprint: str = "") -> Peer:
+    """The peer at that origin, on whatever machine. Raises Failure (exit code 2) for what is no URL.
+
+    HTTPS is checked by `fingerprint` if there is one, else by the authorities that this machine trusts.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        is_origin = bool(parts.hostname) and parts.path in ("", "/") and not parts.query and "@" not in parts.netloc
+    except (KeyError, ValueError):
+        is_origin = False
+    if not is_origin:
+        raise Failure(f"{url!r} is not the address of a peer", fix="http://attic.local:8080, for one", code=Exit.USAGE)
+    origin = f"{parts.scheme}://{parts.netloc}"
+    found = control.Control(port=port, token=token, pid=0, url=origin, version="", fingerprint=fingerprint)
+    return Peer(found, is_here=False)
+
+
 class Peer:
     """Calls of the peer's API. Every method raises Failure with the peer's own words and the fitting exit code."""
 
-    def __init__(self, found: control.Control) -> None:
+    def __init__(self, found: control.Control, *, is_here: bool = True) -> None:
+        """`is_here`: it is this machine's, so that it should answer, and has the certificate of control.json."""
         self.control = found
+        self._is_here = is_here
         url = urllib.parse.urlsplit(found.url)
         self._host, self._port = url.hostname or "127.0.0.1", url.port or found.port
+        self._is_https = url.scheme == "https"
 
     def get(self, path: str, *, timeout_s: float = ANSWER_S) -> Any:
         """The JSON answer of a GET."""
@@ -100,14 +125,17 @@ class Peer:
     def _send(
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
-        headers = {"Authorization": f"Bearer {self.control.token}", "Accept": "application/json"}
+        headers = {"Accept": "application/json"}
+        if self.control.token:
+            headers["Authorization"] = f"Bearer {self.control.token}"
         data = None
         if body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
+        connection = self._connection()
         try:
             connection.connect()
+            self._check_certificate(connection)
             connection.sock.settimeout(timeout_s)
             connection.request(method, path, body=data, headers=headers)
             response = connection.getresponse()
@@ -116,13 +144,54 @@ class Peer:
         except TimeoutError:
             connection.close()
             raise Failure(f"the peer at {self.control.url} does not answer", code=Exit.UNREACHABLE) from None
+        except ssl.SSLCertVerificationError as error:
+            connection.close()
+            raise self._not_proven(f"its certificate is not known here: {error.verify_message}") from None
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise _not_running(f"{self.control.url} does not answer: {error}") from None
+            raise self._silent(error) from None
         except Failure:
             connection.close()
             raise
         return connection, response
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if not self._is_https:
+            return http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
+        if self._is_pinned:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE  # the fingerprint is looked at instead
+        else:
+            context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_S, context=context)
+        connection.auto_open = 0  # it would connect anew by itself, to whoever answers then
+        return connection
+
+    def _check_certificate(self, connection: http.client.HTTPConnection) -> None:
+        """Raises Failure unless this is who is meant. Before it returns nothing may be sent."""
+        if not self._is_pinned:
+            return
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        certificate = connection.sock.getpeercert(binary_form=True) or b""
+        if hashlib.sha256(certificate).hexdigest() != self.control.fingerprint:
+            raise self._not_proven("it shows another certificate")
+
+    @property
+    def _is_pinned(self) -> bool:
+        return self._is_https and (self._is_here or bool(self.control.fingerprint))
+
+    def _not_proven(self, why: str) -> Failure:
+        what = f"{self.control.url} is not the peer that is meant"
+        fix = "llm-router doctor"
+        if not self._is_here:
+            fix = "--fingerprint, with what `llm-router tls self-signed` printed on that machine"
+        return Failure(what, why=why, fix=fix, code=Exit.NOT_ALLOWED)
+
+    def _silent(self, error: Exception) -> Failure:
+        if self._is_here:
+            return _not_running(f"{self.control.url} does not answer: {error}")
+        return Failure(f"{self.control.url} does not answer", why=str(error), code=Exit.UNREACHABLE)
 
 
 def with_query(path: str, query: Mapping[str, object]) -> str:
