@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from inference.errors import InferenceError, InvalidRequest, ModelUnavailable
+from inference.errors import InferenceError, InvalidRequest
 from web import guards
 from web.errors import HttpRefusal, error_response
 from web.guards import Admission, Policy
 from web.inflight import InFlight
-from web.services import Caller, Services
+from web.services import Caller, Principal, Services
+from web.watch import Watch
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("web.access")
@@ -27,11 +28,24 @@ _access_log = logging.getLogger("web.access")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CALLER = web.RequestKey("caller", Caller)
+PRINCIPAL = web.RequestKey("principal", Principal)
+"""Whose secret came with the request; not there when none did."""
+LIMIT_HEADERS = web.RequestKey("limit_headers", dict[str, str])
+"""What is left of the limits of the caller's key, for the answer."""
 REQUEST_ID = web.RequestKey("request_id", str)
 _CORS_ORIGIN = web.RequestKey("cors_origin", str)
 
 # Which of two would count depends on who reads them, so two are none. aiohttp refuses a second Host or Content-Length.
-_SAID_ONCE = ("Origin", "Authorization", "x-api-key", "api-key", "Content-Encoding", "x-llm-router-timeout")
+_SAID_ONCE = (
+    "Origin",
+    "Authorization",
+    "x-api-key",
+    "api-key",
+    "Cookie",
+    "x-csrf-token",
+    "Content-Encoding",
+    "x-llm-router-timeout",
+)
 REQUEST_ID_MAX = 128
 # A day: longer than any answer, short enough for every timer.
 DEADLINE_S_MAX = 86_400.0
@@ -49,6 +63,13 @@ class Border:
         self._services = services
         self._in_flight = in_flight
         self._policies = policies
+        accounts = services.accounts
+        self._secrets = guards.NOBODYS
+        self._watch: Watch | None = None
+        if accounts is not None:
+            self._secrets = guards.Secrets(of_key=accounts.of_key, of_session=accounts.of_session)
+            self._watch = Watch(in_flight, accounts.revoked)
+            accounts.on_change(self._watch.look)
 
     async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The answer to `request`, errors included."""
@@ -71,9 +92,10 @@ class Border:
         except web.HTTPException as answer:
             return error_response(_routing_error(answer, request), request.path)
         except asyncio.CancelledError:
-            if not self._in_flight.was_stopped(request):
+            why = self._in_flight.why_stopped(request)
+            if why is None or request.writer.output_size > 0 or not self._in_flight.was_stopped(request):
                 raise
-            return error_response(ModelUnavailable("This peer is stopping; try again."), request.path)
+            return error_response(why, request.path)
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 - the border: logged with its traceback, the caller gets a 500 and an id
@@ -96,8 +118,13 @@ class Border:
             raise HttpRefusal(400, "There is no WebSocket at this URL.", must_close=True)
         policy = self._policies.get(request.match_info.handler)
         if policy is not None:  # no policy: no route, the handler raises 404 or 405
-            admission = guards.admit(facts, access, policy)
-            request[CALLER] = _caller(facts, admission)
+            admission = guards.admit(facts, access, policy, self._secrets)
+            caller = request[CALLER] = _caller(facts, admission)
+            if admission.principal is not None:
+                request[PRINCIPAL] = admission.principal
+                if self._watch is not None:
+                    with self._watch.watching(caller):
+                        return await handler(request)
         return await handler(request)
 
     def _record(self, request: web.Request, status: int, seconds: float) -> None:
@@ -128,6 +155,8 @@ def facts_of(request: web.BaseRequest) -> guards.Request:
         target=request.raw_path if request.method != "CONNECT" else "/",
         headers={name.lower(): value for name, value in request.headers.items()},
         hosts=tuple(request.headers.getall("Host", ())),
+        method=request.method,
+        path=request.path,
     )
 
 
@@ -143,6 +172,7 @@ async def stamp(request: web.BaseRequest, response: web.StreamResponse) -> None:
     response.headers["x-request-id"] = request.get(REQUEST_ID) or request_id(request.headers.get("x-request-id"))
     response.headers["Server"] = "llm-router"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.update(request.get(LIMIT_HEADERS, {}))
     origin = request.get(_CORS_ORIGIN)
     if origin is not None:
         response.headers["Access-Control-Allow-Origin"] = origin
@@ -172,9 +202,18 @@ def _check_header_size(request: web.BaseRequest, bytes_max: int) -> None:
 
 
 def _caller(facts: guards.Request, admission: Admission) -> Caller:
+    who = admission.principal or Principal()
     return Caller(
         ip=facts.ip,
-        key_id="control" if admission.is_control else None,
+        key_id=who.key_id,
+        key_name=who.key_name,
+        user_id=who.user_id,
+        username=who.username,
+        role=who.role,
+        session_id=who.session_id,
+        scopes=admission.scopes,
+        models=who.models,
+        recording=who.recording,
         is_local=admission.is_local,
         background=facts.headers.get("x-llm-router-priority", "").strip().lower() == "background",
         deadline_s=_deadline_s(facts.headers.get("x-llm-router-timeout")),

@@ -67,7 +67,7 @@ def error_headers(error: InferenceError) -> dict[str, str]:
     tries are spent or the caller's own deadline is the cause.
     """
     headers = dict(error.headers) if isinstance(error, HttpRefusal) else {}
-    if error.status == 503:
+    if error.status == 503 or (error.status == 429 and error.retry_after_s is not None):
         headers["Retry-After"] = str(RETRY_AFTER_S_DEFAULT if error.retry_after_s is None else error.retry_after_s)
     if isinstance(error, EngineError | DeadlineExceeded) or error.status in (408, 504):
         headers["x-should-retry"] = "false"

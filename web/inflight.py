@@ -1,4 +1,5 @@
-"""The requests that are running now, so that a stopping peer can let them end, and then end them.
+"""The requests that are running now, so that a stopping peer can let them end, and then end them; and one that must
+end because its key was revoked.
 
 Also how many bytes of bodies they hold that are still being read: thousands of connections could send 32 MiB each.
 """
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
+
+from inference.errors import InferenceError, ModelUnavailable
 
 # A cancelled request writes one last event and frees its slot; anything slower is stuck.
 CANCELLED_S_MAX = 2.0
@@ -23,6 +26,7 @@ class InFlight:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self._is_stopping = False
+        self._cut: dict[asyncio.Task[object], InferenceError] = {}
         self.body_bytes = 0
 
     def __len__(self) -> int:
@@ -39,16 +43,30 @@ class InFlight:
             yield
         finally:
             self._tasks.discard(task)
+            self._cut.pop(task, None)
             if not self._tasks:
                 self._is_empty.set()
 
+    def cut(self, task: asyncio.Task[object], why: InferenceError) -> None:
+        """Ends one running request; its caller is told why."""
+        if task in self._tasks and task not in self._cut:
+            self._cut[task] = why
+            task.cancel()
+
+    def why_stopped(self, request: web.BaseRequest) -> InferenceError | None:
+        """What to tell the caller of the current request, if it is being ended by `stop` or `cut` and still listens."""
+        transport, task = request.transport, asyncio.current_task()
+        if transport is None or transport.is_closing() or task is None:
+            return None
+        stopping = ModelUnavailable("This peer is stopping; try again.") if self._is_stopping else None
+        return self._cut.get(task, stopping)
+
     def is_stopping(self, request: web.BaseRequest) -> bool:
-        """True when running requests are being ended by `stop`, and the caller of this one still listens."""
-        transport = request.transport
-        return self._is_stopping and transport is not None and not transport.is_closing()
+        """True when the current request is being ended by `stop` or `cut`, and its caller still listens."""
+        return self.why_stopped(request) is not None
 
     def was_stopped(self, request: web.BaseRequest) -> bool:
-        """Tells, in a handler that was cancelled, that it was by `stop` and the caller still listens.
+        """Tells, in a handler that was cancelled, that it was by `stop` or `cut` and the caller still listens.
 
         The cancellation is taken back then: the handler goes on, to say so to the caller.
         """

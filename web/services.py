@@ -203,30 +203,42 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccountsFacet:
-    """Keys, users, sessions. `of_key` and `of_session` answer from memory on every peer; logins are checked on the peer
-    that is asked; what changes anything is asked at the coordinator.
+class Spending:
+    """A request that the limits of its key let in. `headers` are for its answer; `ended` is told what it took, once."""
 
-    Answers are JSON-ready and hold no hash; `create_key`'s alone holds the key, once. Raise `inference.errors`.
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ended: Callable[[int], None] = lambda tokens: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountsFacet:
+    """Keys, users, sessions. `of_key` and `of_session` answer from memory on every peer; logins, the set-up and limits
+    are the business of the peer that is asked; what changes users and keys is asked at the coordinator.
+
+    `who` is an id or a name. Answers are JSON-ready and hold no hash; `create_key`'s alone holds the key, once. Raise
+    `inference.errors`.
     """
 
     of_key: Callable[[str], Principal | None]
     of_session: Callable[[str], Principal | None]
-    spend: Callable[[Caller, int], None]  # a request of about so many tokens begins; raises 429 above the key's limits
-    spent: Callable[[Caller, int], None]  # it ended, and took so many
-    revoked: Callable[[Caller], bool]  # asked while its streams run
+    spend: Callable[[Caller, int], Awaitable[Spending]]  # of about so many tokens; raises 429 above the key's limits
+    revoked: Callable[[Caller], bool]  # asked while its requests run
+    on_change: Callable[[Callable[[], None]], None]  # calls it when somebody may have been revoked
     login: Callable[[str, str, Caller], Awaitable[Login]]
     logout: Callable[[Caller], Awaitable[None]]
-    setup: Callable[[], dict[str, Any]]  # {needed, machines: [{id, name}]}
+    setup: Callable[[Caller, str | None], dict[str, Any]]  # the code, if one was sent; {needed, machines: [{id, name}]}
     claim: Callable[[Mapping[str, Any], Caller], Awaitable[Login]]
+    change_password: Callable[[Mapping[str, Any], Caller], Awaitable[None]]  # one's own
     users: Callable[[], list[dict[str, Any]]]
+    user: Callable[[str], dict[str, Any]]
     create_user: Callable[[Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
     change_user: Callable[[str, Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
-    delete_user: Callable[[str, Caller], Awaitable[None]]
+    delete_user: Callable[[str, Caller], Awaitable[dict[str, Any]]]  # who it was
     keys: Callable[[], list[dict[str, Any]]]
+    key: Callable[[str], dict[str, Any]]
     create_key: Callable[[Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
     change_key: Callable[[str, Mapping[str, Any], Caller], Awaitable[dict[str, Any]]]
-    delete_key: Callable[[str, Caller], Awaitable[None]]
+    delete_key: Callable[[str, Caller], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

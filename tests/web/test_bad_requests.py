@@ -469,7 +469,7 @@ async def test_no_key_is_401_and_says_how(start: Any) -> None:
     surface = await start(access=Access(hosts=frozenset(), loopback="key"))
     status, answer, headers = await surface.ask("POST", CHAT, chat())
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
-    assert "--open" in check_error(answer, E, None, None)
+    assert "llm-router keys create" in check_error(answer, E, None, None)
 
 
 async def test_two_keys_that_differ_are_401(surface: Any) -> None:

@@ -21,7 +21,7 @@ from inference.errors import InvalidRequest, ModelUnavailable
 from tests.fixtures.managed import AGENT_TOKEN, SERVER, Managed
 from tests.fixtures.scripted_mesh import ATTIC, Refused
 from web.app import route_table
-from web.guards import Policy
+from web.guards import SCOPES, Policy
 from web.hop import CONTEXT_HEADER
 from web.listener import Listener
 from web.passed import PREFIX, VERSION_HEADER, PassedRoutes, caller_in, caller_out, passed_routes, permits
@@ -117,7 +117,7 @@ async def test_what_the_coordinator_owns_goes_to_it_with_the_caller_and_without_
             target=f"/api/nodes/{SERVER}/settings?a=%26&b=1",
             body=json.dumps(body).encode(),
             content_type="application/json",
-            caller=Caller(ip="127.0.0.1", key_id="control", is_local=True),
+            caller=Caller(ip="127.0.0.1", key_id="control", scopes=SCOPES, is_local=True),
             request_id="q1",
         )
         assert peer.managed.asked == []

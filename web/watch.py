@@ -1,0 +1,54 @@
+"""Ends running requests of a key or a login that was revoked: at once when that is known, else within LOOK_S.
+
+A stream lives longer than the answer to who may begin one. Nothing is remembered of who was let in; it is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from web.errors import HttpRefusal
+from web.inflight import InFlight
+from web.services import Caller
+
+LOOK_S = 0.5
+"""A key may be revoked, or expire, without anybody saying so; two seconds are promised."""
+
+
+class Watch:
+    """Of one listener. `revoked` is asked about each caller while its request runs."""
+
+    def __init__(self, in_flight: InFlight, revoked: Callable[[Caller], bool]) -> None:
+        self._in_flight = in_flight
+        self._revoked = revoked
+        self._watched: dict[asyncio.Task[object], Caller] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextmanager
+    def watching(self, caller: Caller) -> Iterator[None]:
+        """The current task serves this caller, until the block ends."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._watched[task] = caller
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+        try:
+            yield
+        finally:
+            self._watched.pop(task, None)
+
+    def look(self) -> None:
+        """Asks about each of them now."""
+        for task, caller in list(self._watched.items()):
+            if self._revoked(caller):
+                self._in_flight.cut(
+                    task, HttpRefusal(401, "That key or login was revoked while it was used.", code="invalid_api_key")
+                )
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self.look()
+        if self._watched:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
