@@ -203,7 +203,7 @@ REGISTER = Operation(
         201: Answer(shape=Registered, description="New."),
         200: Answer(shape=Registered, description="Known by its name and port; it has a new token."),
     },
-    errors=(409, 422, 502),
+    errors=(409, 502),
 )
 HEARTBEAT = Operation(
     summary="A registered server is alive",
@@ -217,7 +217,7 @@ METRICS = Operation(
     tag="agents",
     body=Metrics,
     answers={204: Answer()},
-    errors=(401, 403, 404),
+    errors=(401, 403, 404, 409),
 )
 SETTINGS = Operation(
     summary="Name, tags and notes",

@@ -1,8 +1,8 @@
 """What was asked and answered, over HTTP: lists, single records, files of them, totals, and who did what.
 
-    GET /api/dashboard/request-responses            F155: ?page&per_page&model&agent&status&from&to&q&key
+    GET /api/dashboard/request-responses            F155: ?page&per_page&as_of and the filters (`Filters` below)
     GET /api/dashboard/request-responses/{id}       F156
-    GET /api/dashboard/request-responses/export     F157: ?format=json|csv, and the same filters
+    GET /api/dashboard/request-responses/export     F157: ?format=json|csv, and the filters
     GET /api/dashboard/stats, /overview, /api/audit
 
 The coordinator answers (web.passing). What filters mean is decided by who answers `HistoryFacet`; only their form is
@@ -142,11 +142,13 @@ Filters = TypedDict(
     {
         "model": _Name,
         "agent": Annotated[str, Text(128)],
-        "status": Annotated[str, Text(64)],
+        "ingress": Annotated[str, Text(128)],
+        "status": Literal["success", "error", "cancelled", "interrupted", "running", ""],
         "from": _When,
         "to": _When,
         "q": Annotated[str, Text(1000)],
         "key": Annotated[str, Text(128)],
+        "bodies": Literal["true", "false"],
     },
     total=False,
 )
@@ -164,7 +166,6 @@ class ExportQuery(Filters, total=False):
     """What to put in the file."""
 
     format: Literal["json", "csv"]
-    bodies: Literal["true", "false"]
 
 
 StatsQuery = TypedDict("StatsQuery", {"from": _When, "to": _When}, total=False)
@@ -180,17 +181,21 @@ class AuditsQuery(AuditsFilters, total=False):
 
     page: _Page
     per_page: _Page
+    as_of: _When
 
 
 class Status(TypedDict):
-    """How a request ended, or that it runs: success, error, cancelled, interrupted, running."""
+    """How a request ended, or that it runs. What did not end well is an error here; `state` of the record is finer."""
 
-    type: str
-    message: NotRequired[str | None]
+    type: Literal["success", "error", "running"]
+    message: NotRequired[str]
 
 
 class Record(TypedDict):
-    """One request and its answer. Bodies are there where they are kept, as text or as the JSON they were."""
+    """One request and its answer. Bodies are there where they are kept, as text or as the JSON they were.
+
+    `state`: success, error, cancelled, interrupted, running. `attempts` and `continued_on`: which peers it took.
+    """
 
     id: str
     timestamp: str
@@ -205,37 +210,71 @@ class Record(TypedDict):
     duration_ms: int | None
     status: Status
     completed_at: str | None
+    state: str
+    code: str | None
+    http_status: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    ttft_ms: int | None
+    attempts: int | None
+    continued_on: list[str]
+    ingress_node_id: str | None
+    ingress_machine_name: str | None
+    api_key: str | None
+    api_key_id: str | None
+    user: str | None
+    stream: bool
+    recording: Literal["full", "metadata"]
+    bodies_dropped: bool
 
 
 class Records(TypedDict):
-    """A page. `incomplete` names peers whose newest requests have not come here yet."""
+    """A page. With its `as_of` other pages are of the same list, whatever came since. `incomplete` names peers whose
+    newest requests have not come here yet; a search that ran out of time says how far `searched_back_to` got."""
 
     records: list[Record]
     total_count: int
     page: int
     per_page: int
-    as_of: NotRequired[Any]
+    as_of: str
     incomplete: NotRequired[list[Any]]
+    searched_back_to: NotRequired[str]
+
+
+class Stats(TypedDict):
+    """Sums of a time range, in all and by model, peer and key."""
+
+    total_requests: int
+    successful_requests: int
+    failed_requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    models: list[dict[str, Any]]
+    peers: list[dict[str, Any]]
+    api_keys: list[dict[str, Any]]
 
 
 class Overview(TypedDict):
     """Peers, totals, and a series of 60 minutes."""
 
     nodes: list[dict[str, Any]]
-    stats: dict[str, Any]
+    stats: Stats
     history: list[dict[str, Any]]
     generated_at: str
     generation_time_ms: float
 
 
 class Audit(TypedDict):
-    """Somebody did something."""
+    """Somebody did something. `actor_kind`: user, key, control, peer, system."""
 
-    timestamp: NotRequired[str]
+    timestamp: str
     actor: str
+    actor_kind: str
+    ip: str | None
     action: str
-    target: NotRequired[str | None]
-    detail: NotRequired[str | None]
+    target: str | None
+    detail: str | None
 
 
 class Audits(TypedDict):
@@ -245,6 +284,7 @@ class Audits(TypedDict):
     total_count: int
     page: int
     per_page: int
+    as_of: str
 
 
 RECORDS = Operation(
@@ -259,9 +299,7 @@ EXPORT = Operation(
     query=ExportQuery,
     answers={200: Answer(shape=list[Record], media=("text/csv",), headers=("Content-Disposition",))},
 )
-STATS = Operation(
-    summary="Totals and series", tag="history", query=StatsQuery, answers={200: Answer(shape=dict[str, Any])}
-)
+STATS = Operation(summary="Totals", tag="history", query=StatsQuery, answers={200: Answer(shape=Stats)})
 OVERVIEW = Operation(
     summary="Peers, totals and the last hour", tag="history", query=StatsQuery, answers={200: Answer(shape=Overview)}
 )

@@ -1,12 +1,12 @@
 """The settings that a whole mesh shares, over HTTP. The coordinator answers (web.passing).
 
 Which settings there are, and what they may be, is for who answers `AgentsFacet` to say: a JSON object of names and
-plain values comes and goes here.
+plain values comes in here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from aiohttp import web
 
@@ -14,6 +14,7 @@ from inference.openai.fields import bad_value
 from web.body import parsed_body
 from web.border import CALLER
 from web.errors import HttpRefusal
+from web.mesh import Named
 from web.route import Answer, Operation
 from web.services import AgentsFacet, Services
 from web.shapes import Text, checked
@@ -55,11 +56,30 @@ def _changes(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-READ = Operation(summary="Settings of the mesh", tag="mesh", answers={200: Answer(shape=dict[str, Any])})
+class Setting(TypedDict):
+    """`value` counts on the peer that answers, because `origin` says so: this machine, mesh, or default."""
+
+    value: Any
+    origin: str
+    mesh: str | None
+    default: Any
+    unit: str | None
+    allowed: str
+    help: str
+
+
+class MeshSettings(TypedDict):
+    """Each setting that a mesh can give its peers, and the peer that should coordinate, if somebody said so."""
+
+    settings: dict[str, Setting]
+    coordinator: Named | None
+
+
+READ = Operation(summary="Settings of the mesh", tag="mesh", answers={200: Answer(shape=MeshSettings)})
 CHANGE = Operation(
     summary="Change settings of the mesh",
     tag="mesh",
     body=dict[str, Value],
-    answers={200: Answer(shape=dict[str, Any])},
+    answers={200: Answer(shape=MeshSettings)},
     errors=(404, 409),
 )

@@ -70,7 +70,7 @@ async def test_a_page_of_records_is_what_the_history_says(site: Site) -> None:
         f"{RECORDS}?page=2&per_page=25&model=ti&agent=attic&status=error&from=2026-11-25&to=2026-11-26T00:00:00Z&q=a%26b"
     )
     assert status == 200
-    assert answer == {"records": [record()], "total_count": 1, "page": 1, "per_page": 10, "incomplete": []}
+    assert (answer["records"], answer["total_count"], answer["incomplete"]) == ([record()], 1, [])
     assert site.managed.asked == [
         (
             "records",
@@ -144,7 +144,7 @@ async def test_the_overview_holds_peers_totals_and_sixty_minutes(site: Site) -> 
     assert status == 200 and len(answer["history"]) == 60
     assert {"nodes", "stats", "history", "generated_at", "generation_time_ms"} <= answer.keys()
     assert [node["ip_address"] for node in answer["nodes"]] == ["192.168.1.20", "192.168.1.21", "192.168.1.22"]
-    assert (await site.get("/api/dashboard/stats"))[1] == {"total_requests": 1}
+    assert (await site.get("/api/dashboard/stats"))[1] == answer["stats"]
 
 
 async def test_who_looks_is_written_down_records_and_files_each_time_lists_once_in_a_while(site: Site) -> None:
@@ -196,6 +196,8 @@ def test_looks_are_told_apart_by_who_and_at_what_and_are_not_kept_for_ever() -> 
         "q=a%00b",
         "q=a%0ab",
         "from=" + "1" * 65,
+        "status=fine",
+        "bodies=yes",
         "&".join(f"x{n}=1" for n in range(40)),
     ],
 )

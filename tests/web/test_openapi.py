@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import InvalidRequest
+from mesh.history import view
 from tests.fixtures.managed import SERVER, Managed
 from tests.fixtures.scripted_mesh import ATTIC
-from web import openapi
+from web import history, openapi
 from web.app import make_app, route_table
 from web.guards import Policy
 from web.inflight import InFlight
@@ -144,6 +145,10 @@ async def test_what_a_handler_answers_is_what_the_description_says(
     headers = ADMIN | {"host": "localhost"}
     answer = await client.request(method, url, json=body, headers=headers)
     _check(method, path, answer.status, await answer.json())
+
+
+def test_a_record_is_described_with_the_fields_that_the_history_makes() -> None:
+    assert set(members_of(history.Record)) == set(view.FIELDS)
 
 
 async def test_the_description_is_served_to_who_may_use_the_peer(aiohttp_client: Any) -> None:
