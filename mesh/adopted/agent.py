@@ -168,7 +168,7 @@ def agent_in(key: str, fields: Mapping[str, Any]) -> Agent | None:
             notes=_text(fields.get("notes"), NOTES_LENGTH_MAX),
             is_cordoned=bool(fields.get("is_cordoned")),
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
     return agent if _may_be_asked(agent) else None
 

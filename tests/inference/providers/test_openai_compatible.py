@@ -454,7 +454,7 @@ async def test_nonsense_after_text_interrupts_the_stream(client: OpenAICompatibl
 async def test_an_event_without_an_end_is_cut_off(client: OpenAICompatible) -> None:
     async with openai_server(words=(), endless=b"x" * 65_536) as fake:
         _, error = await read_until_error(client, fake.server())
-        assert type(error) is PeerGone and "does not end" in error.message
+        assert type(error) is PeerGone and "an event that does not end" in error.message
         await asyncio.wait_for(fake.left.wait(), WAIT_S)
 
 

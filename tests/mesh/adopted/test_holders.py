@@ -37,7 +37,7 @@ from mesh.metrics import Metrics
 from mesh.neighbours import Neighbours
 from mesh.router import Ask, Candidate, Mode
 from tests.fixtures.adopting import Peer, ViaLoopback, World, registered, until
-from tests.fixtures.holders import HEARTBEAT_S, Mesh
+from tests.fixtures.holders import HEARTBEAT_S, Cable, Mesh
 from tests.fixtures.openai_server import WAIT_S, OpenAIServer, openai_server
 from tests.mesh.test_metrics import value
 from tests.mesh.test_neighbours import Own, Told, having, model
@@ -85,6 +85,7 @@ class Ingress:
     dispatcher: Dispatcher
     metrics: Metrics
     hop_service: HopService
+    cable: Cable | None = None  # to the peer that has the server beside it
 
     async def ask(self, caller: Caller = ME, **changes: Any) -> list[Chunk]:
         async with asyncio.timeout(WAIT_S):
@@ -337,6 +338,7 @@ async def test_the_last_servers_words_are_told_when_nobody_else_has_the_model(
 
 async def test_a_server_that_stands_still_is_left_when_another_has_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "PATIENCE_ADOPTED_S", 0.2)
+    monkeypatch.setattr(attempts, "PATIENCE_S", 1000.0)  # that is for peers
     async with two(hold=asyncio.Event()) as (attic, _, tower):
         assert served_by(await tower.ask()) == "barn"
         one = tower.candidates()["attic"]
@@ -541,10 +543,14 @@ async def lodged(fake: OpenAIServer) -> AsyncIterator[tuple[Ingress, Ingress, st
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        members = Reached({"attic": runner.addresses[0][1]}, attic=inventory_out(having()))
+        cable = Cable(runner.addresses[0][1])
+        await cable.lay()
+        stack.push_async_callback(cable.remove)
+        members = Reached({"attic": cable.port}, attic=inventory_out(having()))
         tower = await stack.enter_async_context(ingress(world, "tower", members=members))
         body = {"machine_name": "ollama", "base_url": f"http://127.0.0.1:{fake.port}"}
         _, answer = await attic.peer.registry.register(body, allow_loopback=True)
+        tower.cable = cable
         yield tower, attic, answer["agent_id"]
 
 
@@ -594,6 +600,23 @@ async def test_a_server_that_is_gone_behind_another_peer_is_unavailable_and_avoi
         fake.refusal = (200, {"data": []}, {})
         with pytest.raises(ModelUnavailable):
             await tower.dispatcher.embed(EmbeddingRequest(id="e", model="nomic-embed-text", inputs=("a",)), ME)
+
+
+async def test_a_peer_that_is_lost_with_the_server_beside_it_interrupts_what_has_text() -> None:
+    async with openai_server(gate=asyncio.Event()) as fake, lodged(fake) as (tower, _, _), openai_server() as other:
+        await registered(tower.peer, other, "other")
+        tower.peer.breakers.failed(tower.peer.agents.found("other").id, "wedged", tower.peer.world.clock())
+        chunks = tower.dispatcher.generate(request(), ME)
+        while not (await anext(chunks)).text:
+            pass
+        assert tower.cable is not None
+        tower.cable.cut()
+        with pytest.raises(StreamInterrupted):
+            async for _ in chunks:
+                pass
+        assert other.bodies == []
+        moved = {"reason": "peer_gone", "begun": "yes"}
+        assert not value(tower.metrics, "llm_router_requests_moved_total", **moved)  # nobody was looked for
 
 
 async def test_leaving_reaches_the_server_behind_another_peer() -> None:

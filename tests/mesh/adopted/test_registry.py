@@ -100,6 +100,7 @@ async def test_the_same_name_and_port_again_is_the_same_agent_with_a_new_token(t
         await tower.registry.disconnect(first)
         status, answer = await tower.registry.register(body(fake, runtime_version="0.6"))
         assert (status, answer["status"], answer["agent_id"]) == (200, "updated", first)
+        assert not {"custom_name", "tags", "notes", "is_cordoned", "registered_at"} & set(tower.world.admin.last)
         assert answer["agent_token"] != old and len(tower.registry.agents()) == 1
         row = tower.row(first)
         assert (row["runtime_version"], row["custom_name"], row["tags"]) == ("0.6", "Upstairs", ["a"])
