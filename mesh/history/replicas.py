@@ -44,6 +44,7 @@ class Mate:
     """Another member of the mesh. `is_eligible` is False for one that never coordinates.
 
     `is_alive`: alive or suspect. `has_left`: it said goodbye. `since_ms`: when it stopped being alive, if known.
+    `run`: when its process began (unix ms), as gossip has it; the log that it writes is no older.
     """
 
     peer: str
@@ -52,6 +53,7 @@ class Mate:
     is_eligible: bool = True
     has_left: bool = False
     since_ms: int | None = None
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +218,16 @@ def held_through(haves: Iterable[int], disks: int) -> int:
 
 
 # -- what is missing
+
+
+def is_written(log: LogId, known: Iterable[LogId], view: View, *, own: LogId) -> bool:
+    """True if that log may still get entries: what is open in another one will never end. `known`: all known logs."""
+    if log.peer == view.me:
+        return log == own
+    mate = view.mates.get(log.peer)
+    if mate is None or not mate.is_alive or log.run < mate.run:
+        return False
+    return log.run >= max((each.run for each in known if each.peer == log.peer), default=0)
 
 
 def behind(mine: Vector, told: Mapping[str, Vector], view: View) -> list[Behind]:
