@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 from aiohttp import web
 
 from web.errors import is_openai_path
-from web.guards import Policy
+from web.guards import COOKIE, Policy
 from web.route import Answer, Operation, Route
 from web.shapes import members_of, record_schema, schema_of
 
@@ -28,26 +28,28 @@ _ANY = (400, 403, 421, 500, 503)
 _WITH_SECURITY = (401, 429)
 _WITH_BODY = (408, 413, 415)
 
+_KEYS: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}, {"api-key": []}]
+_LOGIN: list[dict[str, list[str]]] = [{"session": []}]
 _SECURITY: dict[Policy, list[dict[str, list[str]]]] = {
     Policy.PUBLIC: [],
-    Policy.INFERENCE: [{"key": []}, {"x-api-key": []}, {"api-key": []}],
-    Policy.LOCAL: [{"key": []}, {"x-api-key": []}, {"api-key": []}, {"session": []}],
-    Policy.METRICS: [{"key": []}, {"x-api-key": []}, {"api-key": []}],
-    Policy.VIEW: [{"key": []}, {"x-api-key": []}, {"api-key": []}, {"session": []}],
-    Policy.ADMIN: [{"key": []}, {"x-api-key": []}, {"api-key": []}, {"session": []}],
+    Policy.INFERENCE: [*_KEYS, *_LOGIN],
+    Policy.LOCAL: [*_KEYS, *_LOGIN],
+    Policy.METRICS: [*_KEYS, *_LOGIN],
+    Policy.VIEW: [*_KEYS, *_LOGIN],
+    Policy.ADMIN: [*_KEYS, *_LOGIN],
     Policy.AGENT: [{"agent-token": []}, {"key": []}],
-    Policy.SELF: [{"session": []}],
+    Policy.SELF: [{"key": []}, *_LOGIN],
     Policy.CONTROL: [{"control": []}],
 }
 _SCHEMES: dict[str, dict[str, Any]] = {
-    "key": {"type": "http", "scheme": "bearer", "description": "An API key, or the control token of this machine."},
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, or the token of a login."},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key", "description": "The same."},
     "session": {
         "type": "apiKey",
         "in": "cookie",
-        "name": "llm_router_session",
-        "description": "A login. Methods other than GET also need the header x-csrf-token.",
+        "name": COOKIE,
+        "description": "A login, on /api/* only. Methods other than GET also need Origin and the header x-csrf-token.",
     },
     "agent-token": {"type": "apiKey", "in": "header", "name": "X-Agent-Token"},
     "control": {"type": "http", "scheme": "bearer", "description": "The token of this machine's command line."},

@@ -22,13 +22,14 @@ from typing import Any
 from aiohttp import web
 
 from inference.errors import InferenceError, InvalidRequest, ModelUnavailable
+from web import guards
 from web.border import CALLER, REQUEST_ID, Handler, request_id
 from web.errors import HttpRefusal, error_response
 from web.guards import Policy
 from web.hop import CONTEXT_BYTES_MAX, CONTEXT_HEADER, HOP_HEADER
 from web.inflight import OWN_IN_FLIGHT, InFlight
 from web.route import Route
-from web.services import Caller, Services
+from web.services import Caller, Principal, Services
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class PassedRoutes:
         accounts = self._services.accounts
         if accounts is not None and accounts.revoked(caller):
             raise HttpRefusal(401, "That key or login was revoked.", code="invalid_api_key")
-        if not permits(route.policy, caller):
+        if not admits(route.policy, caller):
             raise HttpRefusal(403, "The caller may not do that.", code="not_allowed", error_type="permission_error")
         self._check_owner(request, route)
         return caller
@@ -146,24 +147,12 @@ def passed_routes(
     return passed, [(route.method, PREFIX + route.path, passed.handler_of(route)) for route in owned]
 
 
-def permits(policy: Policy, caller: Caller) -> bool:
+def admits(policy: Policy, caller: Caller) -> bool:
     """Whether `policy` lets in a caller that its ingress has authenticated."""
     is_known = caller.key_id is not None or caller.user_id is not None
-    match policy:
-        case Policy.PUBLIC | Policy.AGENT:
-            return True
-        case Policy.LOCAL | Policy.INFERENCE:
-            return is_known or caller.is_local
-        case Policy.METRICS:
-            return caller.is_admin or caller.is_local or "metrics" in caller.scopes
-        case Policy.VIEW:
-            return caller.is_admin or caller.role is not None or "admin:read" in caller.scopes
-        case Policy.ADMIN:
-            return caller.is_admin
-        case Policy.SELF:
-            return caller.user_id is not None
-        case Policy.CONTROL:
-            return caller.key_id == "control"
+    who = Principal(key_id=caller.key_id, user_id=caller.user_id, role=caller.role, scopes=caller.scopes)
+    scopes = guards.scopes_of(who) if is_known else frozenset()
+    return guards.permits(policy, who if is_known else None, scopes, is_here=False)
 
 
 # -- the caller in x-mesh-context

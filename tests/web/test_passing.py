@@ -24,7 +24,7 @@ from web.app import route_table
 from web.guards import SCOPES, Policy
 from web.hop import CONTEXT_HEADER
 from web.listener import Listener
-from web.passed import PREFIX, VERSION_HEADER, PassedRoutes, caller_in, caller_out, passed_routes, permits
+from web.passed import PREFIX, VERSION_HEADER, PassedRoutes, admits, caller_in, caller_out, passed_routes
 from web.route import Route
 from web.services import AccountsFacet, Caller, Limits, Passed, PassedAnswer, PassingFacet, Services
 
@@ -432,7 +432,7 @@ LOOPBACK = Caller(ip="127.0.0.1", is_local=True)
         (LOOPBACK, False, False),
         (OWNER, True, True),
         (Caller(ip=""), False, False),
-        (Caller(ip="", key_id="control", is_local=True), True, True),
+        (Caller(ip="", key_id="control", scopes=SCOPES), True, True),
     ],
 )
 async def test_the_owner_asks_the_policy_again(caller: Caller, may_view: bool, may_change: bool) -> None:
@@ -560,12 +560,10 @@ def test_no_context_raises_anything_else(header: str) -> None:
 
 @given(_CALLERS, st.sampled_from(Policy))
 def test_who_may_change_may_read_and_nobody_without_a_name_may_do_either(caller: Caller, policy: Policy) -> None:
-    if permits(Policy.ADMIN, caller):
-        assert permits(Policy.VIEW, caller)
-    if caller.key_id is None and caller.user_id is None and caller.role is None and not caller.scopes:
-        assert permits(policy, caller) == (policy in (Policy.PUBLIC, Policy.AGENT) or (
-            caller.is_local and policy in (Policy.LOCAL, Policy.INFERENCE, Policy.METRICS)
-        ))  # fmt: skip
+    if admits(Policy.ADMIN, caller):
+        assert admits(Policy.VIEW, caller)
+    if caller.key_id is None and caller.user_id is None:
+        assert admits(policy, caller) == (policy in (Policy.PUBLIC, Policy.AGENT))
 
 
 def test_every_owner_of_the_table_is_one_that_can_be_asked() -> None:
