@@ -269,9 +269,13 @@ class Agent(TypedDict):
     custom_name: str | None
     tags: list[str]
     notes: str | None
+    agent_id: NotRequired[str]
+    node_id: NotRequired[str]
     state: NotRequired[str]
     active_requests: NotRequired[int]
     queued: NotRequired[int]
+    is_external: NotRequired[bool]
+    is_cordoned: NotRequired[bool]
 
 
 class OneAgent(TypedDict):
