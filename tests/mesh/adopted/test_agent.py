@@ -88,6 +88,7 @@ def test_an_agent_is_read_as_it_was_written() -> None:
         {"machine_name": 7},
         {"registered_at": float("nan")},
         {"registered_at": "now"},
+        {"registered_at": 10**400},
         {"token_hash": None},
         {"models": 7},
         {"models": [["a", "b"]]},
