@@ -45,20 +45,17 @@ Reply = tuple[int, bytes]
 
 
 class Exchange:
-    """The answering side. `told(peer, is_stale)`: `peer` knows something, or all, that this map lacks."""
+    """The answering side. `serving`: how many questions are being answered."""
 
     def __init__(self, replica: Replica, *, must_ask: Callable[[PeerId], None]) -> None:
         """`must_ask(peer)`: this map is so old that it needs a copy of what `peer` has."""
         self._replica = replica
         self._must_ask = must_ask
-        self._serving = 0
+        self.serving = 0
 
     def routes(self) -> Sequence[PeerRoute]:
         """For the peer port."""
-        return (
-            ("POST", ROWS_PATH, lambda request: self._answered(request, self.rows)),
-            ("POST", SYNC_PATH, lambda request: self._answered(request, self.sync)),
-        )
+        return (("POST", ROWS_PATH, self._on_rows), ("POST", SYNC_PATH, self._on_sync))
 
     async def rows(self, peer: PeerId, body: bytes) -> Reply:
         """Takes in a push. `peer` is proven."""
@@ -131,12 +128,18 @@ class Exchange:
         names = b"" if is_guest else b"".join(sorted(wanted))
         return Told(now_ms=self._replica.now_ms(), buckets=covered, rows=tuple(rows), wanted=names, is_all=is_all)
 
+    async def _on_rows(self, request: web.Request) -> web.StreamResponse:
+        return await self._answered(request, self.rows)
+
+    async def _on_sync(self, request: web.Request) -> web.StreamResponse:
+        return await self._answered(request, self.sync)
+
     async def _answered(
         self, request: web.Request, answer: Callable[[PeerId, bytes], Awaitable[Reply]]
     ) -> web.StreamResponse:
-        if self._serving >= SERVED_MAX:
+        if self.serving >= SERVED_MAX:
             return web.Response(status=503)
-        self._serving += 1
+        self.serving += 1
         try:
             body = await _body_of(request)
             if body is None:
@@ -144,7 +147,7 @@ class Exchange:
             status, data = await answer(request[MEMBER], body)
             return web.Response(status=status, body=data, content_type="application/octet-stream")
         finally:
-            self._serving -= 1
+            self.serving -= 1
 
 
 async def _body_of(request: web.Request) -> bytes | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -256,20 +256,28 @@ class AdminMap:
             return "older"
         if row.author not in signers:
             return "author"
-        reserve = ENDED_RESERVE if is_ending else 0
-        rows = self.rows + plan.rows_more + (held is None)
-        if rows > ROWS_MAX + reserve or self.bytes + plan.bytes_more + row.size > BYTES_MAX + reserve * 1024:
+        if self._is_full(row, _replaced(row, fields), plan):
             return "full"
         if not is_signed(row, self.mesh_id, signers[row.author]):
             return "signature"
         return None
 
+    def _is_full(self, row: Row, replaced: Collection[Row], plan: Plan) -> bool:
+        rows_more = 1 - len(replaced)
+        bytes_more = row.size - sum(each.size for each in replaced)
+        reserve = ENDED_RESERVE if row.field == ENDED else 0
+        return (rows_more > 0 and self.rows + plan.rows_more + rows_more > ROWS_MAX + reserve) or (
+            bytes_more > 0 and self.bytes + plan.bytes_more + bytes_more > BYTES_MAX + reserve * 1024
+        )
+
     def _take(self, row: Row, fields: dict[str, Row], plan: Plan) -> None:
-        held = list(fields.values()) if row.field == ENDED else [fields[row.field]] if row.field in fields else []
-        unseen = (each for each in held if each.clock > row.over and each.field != ENDED and each.value != row.value)
+        replaced = _replaced(row, fields)
+        unseen = (
+            each for each in replaced if each.clock > row.over and each.field != ENDED and each.value != row.value
+        )
         plan.lost.extend((each, row) for each in unseen)
-        plan.rows_more += 1 - len(held)
-        plan.bytes_more += row.size - sum(each.size for each in held)
+        plan.rows_more += 1 - len(replaced)
+        plan.bytes_more += row.size - sum(each.size for each in replaced)
         if row.field == ENDED:
             fields.clear()
         fields[row.field] = row
@@ -297,6 +305,13 @@ class AdminMap:
             del self.authors[row.author]
         self.rows -= 1
         self.bytes -= row.size
+
+
+def _replaced(row: Row, fields: Mapping[str, Row]) -> list[Row]:
+    """The rows that go when this one comes."""
+    if row.field == ENDED:
+        return list(fields.values())
+    return [fields[row.field]] if row.field in fields else []
 
 
 def _folded(sums: Iterable[int]) -> bytes:

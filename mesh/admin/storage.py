@@ -30,6 +30,7 @@ ADMIN_FILE = "admin.db"
 SCHEMA = 1
 """Raised by one whenever an older program would misread the file. Columns are only ever added."""
 BUSY_S = 5.0
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BESIDE = ("", "-wal", "-shm")
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -47,7 +48,7 @@ class Loaded:
     """What the file held. `mesh_id` is empty for a new one; times are unix ms; `read_only` says why, or is empty."""
 
     mesh_id: str = ""
-    rows: Sequence[Row] = ()
+    rows: tuple[Row, ...] = ()
     last_synced_ms: int = 0
     horizon_ms: int = 0
     read_only: str = ""
@@ -87,14 +88,13 @@ class AdminFile:
         """
         try:
             return await self._load()
-        except _Damaged as damage:
-            reason = str(damage)
-        except sqlite3.Error as error:
+        except BaseException as error:
             await self.close()
-            if getattr(error, "sqlite_errorcode", None) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if not isinstance(error, _Damaged | sqlite3.Error):
+                raise
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) not in _DAMAGED:
                 raise NotDurable(f"{self.path} cannot be opened: {error}") from error
             reason = str(error)
-        await self.close()
         aside = self._free(f"{ADMIN_FILE}.corrupt-{int(time.time())}")
         await asyncio.to_thread(self._set_aside, aside)
         log.error(
@@ -112,10 +112,9 @@ class AdminFile:
 
     async def begin(self, mesh_id: str, rows: Sequence[Row], *, archive: str, last_synced_ms: int) -> None:
         """One transaction: after a crash it is the old map or the new one."""
+        self._require_writable()
         if archive:
-            target = self._free(archive)
-            await asyncio.to_thread(_make, target)  # first: SQLite would give it whatever mode is usual here
-            await self._run(("VACUUM INTO ?", [(str(target),)]))
+            await self._copy_to(self._free(archive))
         about = [("mesh_id", mesh_id), ("program", self._program), ("last_synced_ms", str(last_synced_ms))]
         await self._transaction(
             ("DELETE FROM rows WHERE ?", [(1,)]),
@@ -137,14 +136,15 @@ class AdminFile:
         if found == 0:
             await self._run(("BEGIN IMMEDIATE", ()), *((table, ()) for table in _TABLES))
             await self._run((f"PRAGMA user_version = {SCHEMA}", ()), ("COMMIT", ()))
+        meta: dict[str, str] = {}
+        rows: tuple[Row, ...] = ()
         try:
             meta = {str(n): str(v) for n, v in await connection.execute_fetchall("SELECT name, value FROM meta")}
-            table = list(await connection.execute_fetchall("SELECT row, hash FROM rows"))
+            table = await connection.execute_fetchall("SELECT row, hash FROM rows")
+            rows = await asyncio.to_thread(_readable, table)
         except sqlite3.OperationalError as error:
             if found <= SCHEMA:
                 raise _Damaged(str(error)) from None
-            meta, table = {}, []
-        rows = await asyncio.to_thread(_readable, table)
         if found > SCHEMA:
             self._read_only = self._newer(found, meta.get("program", "unknown"))
             log.error("the admin map is read only", extra={"reason": self._read_only})
@@ -179,10 +179,7 @@ class AdminFile:
 
     async def _transaction(self, *steps: _Step) -> None:
         """All of it or nothing; a step without values is left out."""
-        if self._read_only:
-            raise MapReadOnly(self._read_only)
-        if self._connection is None:
-            raise NotDurable("the admin map is closed: this peer is stopping")
+        self._require_writable()
         try:
             await self._run(("BEGIN IMMEDIATE", ()))
             try:
@@ -195,6 +192,19 @@ class AdminFile:
         except sqlite3.Error as error:
             raise NotDurable(f"the admin map could not be written to {self.path}: {error}") from error
 
+    def _require_writable(self) -> None:
+        if self._read_only:
+            raise MapReadOnly(self._read_only)
+        if self._connection is None:
+            raise NotDurable("the admin map is closed: this peer is stopping")
+
+    async def _copy_to(self, target: Path) -> None:
+        try:
+            await asyncio.to_thread(_make, target)  # first: SQLite would give it whatever mode is usual here
+            await self._run(("VACUUM INTO ?", [(str(target),)]))
+        except sqlite3.Error as error:
+            raise NotDurable(f"the admin map could not be copied to {target}: {error}") from error
+
     async def _run(self, *steps: _Step) -> None:
         assert self._connection is not None
         for statement, values in steps:
@@ -205,7 +215,9 @@ class AdminFile:
 
     def _free(self, name: str) -> Path:
         """A path beside the file that nothing has."""
-        paths = (self.path.with_name(name + (f"-{number}" if number > 1 else "")) for number in range(1, 10_000))
+        stem, suffix = (name.removesuffix(".db"), ".db") if name.endswith(".db") else (name, "")
+        names = (f"{stem}-{number}{suffix}" if number > 1 else name for number in range(1, 10_000))
+        paths = (self.path.with_name(each) for each in names)
         return next(path for path in paths if not path.exists())
 
     def _set_aside(self, target: Path) -> None:
@@ -237,7 +249,7 @@ def _columns(rows: Iterable[Row]) -> list[tuple[object, ...]]:
     return [(row.key, row.field, written(row), hash_of(row)) for row in rows]
 
 
-def _readable(table: Iterable[Any]) -> list[Row]:
+def _readable(table: Iterable[Any]) -> tuple[Row, ...]:
     rows: list[Row] = []
     lost = 0
     for data, known in table:
@@ -252,7 +264,7 @@ def _readable(table: Iterable[Any]) -> list[Row]:
             lost += 1
     if lost:
         log.error("rows of the admin map are damaged; they are fetched anew from the others", extra={"rows": lost})
-    return rows
+    return tuple(rows)
 
 
 def _number(text: str) -> int:

@@ -62,7 +62,7 @@ class MemoryStore:
     async def load(self) -> Loaded:
         return Loaded(
             mesh_id=self.mesh_id,
-            rows=list(self.rows.values()),
+            rows=tuple(self.rows.values()),
             last_synced_ms=self.last_synced_ms,
             horizon_ms=self.horizon_ms,
         )
