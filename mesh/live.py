@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from inference.errors import InvalidRequest
 from mesh.config import Loaded, shown
@@ -60,8 +60,8 @@ class LiveSettings:
         return cast("int | None", self.value("history_max_bytes"))
 
     @property
-    def is_ack_replicated(self) -> bool:
-        return bool(self.value("history_ack") == "replicated")
+    def history_ack(self) -> Literal["local", "replicated"]:
+        return cast(Literal["local", "replicated"], self.value("history_ack"))
 
     @property
     def pinned(self) -> str | None:

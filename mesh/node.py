@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 
 from inference.engine.client import DEFAULT_WORKER, EngineClient
@@ -23,6 +25,7 @@ from inference.models.model import StoredModel
 from inference.models.pool import Pool, PoolLimits
 from inference.models.store import Store
 from mesh import control
+from mesh.accounts.https import fingerprint_of, server_context
 from mesh.catalog import Catalog, look
 from mesh.cli.greeting import Start, greeting
 from mesh.config import Config, Loaded
@@ -147,25 +150,39 @@ async def _listening(parts: Parts) -> AsyncIterator[tuple[Listener, State]]:
     addresses = bound(host=config.host, port=config.port, is_open=config.open, also=also)
     services = _services(parts, state)
     parts.serve_passed(services)
-    listener = Listener(services, addresses)
+    listener = Listener(services, addresses, ssl_context=_https(config))
     try:
         await listener.start()
     except OSError as error:
         port = next((p for _, p in addresses if p), config.port)
         raise await asyncio.to_thread(port_busy, port) from error
     parts.port = listener.port
+    parts.url = _url(config, listener)
     try:
         yield listener, state
     finally:
         await listener.close(0)
 
 
+def _url(config: Config, listener: Listener) -> str:
+    """How this machine reaches the peer: loopback is bound beside another address, unless any free port was asked."""
+    host = "127.0.0.1" if config.port or not config.open else config.host
+    return control.local_url(host, listener.port, is_https=config.tls_cert is not None)
+
+
+def _https(config: Config) -> ssl.SSLContext | None:
+    """Raises StartError for a certificate or key that cannot be used."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    return server_context(config.tls_cert, config.tls_key, datetime.now(UTC))
+
+
 def _published(config: Config, listener: Listener, token: str) -> control.Control:
     return control.publish(
         config.data_dir,
         port=listener.port,
-        # loopback is always bound beside another address, unless any free port was asked for
-        url=control.local_url("127.0.0.1" if config.port or not config.open else config.host, listener.port),
+        url=_url(config, listener),
+        fingerprint=fingerprint_of(config.tls_cert) if config.tls_cert is not None else "",
         version=our_version(),
         token=token,
     )
@@ -199,9 +216,12 @@ def _services(parts: Parts, state: State) -> Services:
             loopback=config.loopback,
             open_to_lan=config.open,
             control_token=parts.token,
+            is_https=config.tls_cert is not None,
         ),
         mesh=parts.office.mesh(parts.peering.facet),
         agents=parts.office.agents,
+        history=parts.office.history.facet(),
+        accounts=parts.office.accounts.facet,
         logs=LogsFacet(lines=LogLines(config.log_dir).lines),
         passing=parts.office.passing.facet,
         limits=Limits(connections=room_for_connections(Limits().connections)),

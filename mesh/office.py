@@ -11,26 +11,35 @@ import asyncio
 import logging
 import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gossip.effects import MemberChanged
 from gossip.election import Claim
+from gossip.interfaces import split
 from gossip.roster import Roster
 from gossip.transport import PeerRoute
-from inference.errors import ModelNotFound
+from inference.errors import InferenceError, ModelNotFound
+from mesh.accounts.accounts import Accounts
+from mesh.accounts.claim import Claim as SetUp
 from mesh.admin.rows import Row
 from mesh.admin.spread import Spread
 from mesh.adopted.errors import UnknownAgent
 from mesh.adopted.probe import Prober
 from mesh.adopted.registry import Registry
 from mesh.calls import PeerCalls
+from mesh.cli import news
 from mesh.config import Loaded
 from mesh.errors import StartError
+from mesh.history.history import Around, History, Policy
+from mesh.history.membership import view_of
 from mesh.keeping import Keeping
+from mesh.logs import Redactor
 from mesh.managing import Managing
 from mesh.metrics import Metrics
 from mesh.passing import Passing
@@ -40,6 +49,10 @@ from web.services import AgentsFacet, AuditNote, Caller, MeshFacet
 log = logging.getLogger(__name__)
 
 MOVE_S = 30.0
+MERGE_S = 3.0
+"""Machines that are started together have found each other by then."""
+USED = "used"
+USED_S = 0.5
 
 
 class Office:
@@ -54,14 +67,21 @@ class Office:
         metrics: Metrics,
         ports: Callable[[], frozenset[int]],
         fail: Callable[[StartError], None],
+        announce: Callable[[str], None],
+        url: Callable[[], str],
     ) -> None:
-        """`ports`: those that this peer listens on. `fail` ends the peer: a part of it ended by itself."""
+        """`ports`: those that this peer listens on, `url` how this machine reaches it. `fail` ends the peer: a part of
+        it ended by itself. `announce` gets what a person should read."""
+        self._config = loaded.config
+        self._announce = announce
+        self._url = url
         self._keeping = keeping
         self._peering = peering
         self._metrics = metrics
         self._fail = fail
         self._loop = asyncio.get_running_loop()
         self._moving: asyncio.Task[None] | None = None
+        self._greet = asyncio.Event()
         agent, rng = peering.agent, random.Random(secrets.randbits(64))
         self.calls = PeerCalls(addresses=agent.addresses, context_of=peering.tls.client_context)
         self.spread = Spread(
@@ -95,6 +115,8 @@ class Office:
             is_alone=lambda: len(peering.home.roster.members) == 1,
             caught_up=self._caught_up,
         )
+        self.history = self._new_history(rng)
+        self.accounts = self._new_accounts()
         self.managing = Managing(
             rows=keeping.admin,
             overview=peering.overview,
@@ -105,6 +127,55 @@ class Office:
         )
         keeping.admin.watch(self._admin_changed)
 
+    def _new_history(self, rng: random.Random) -> History:
+        agent, live, config = self._peering.agent, self._keeping.live, self._config
+        clouds = {
+            "openai": config.openai_api_key,
+            "anthropic": config.anthropic_api_key,
+            "google": config.google_api_key,
+        }
+        return History(
+            config.database_url,
+            around=Around(
+                me=agent.me,
+                run=agent.run_id,
+                mesh_id=lambda: self._peering.home.roster.mesh_id,
+                view=lambda: view_of(agent, self._loop.time, _now_ms),
+                call=self.calls.call,
+                name_of=self._peering.overview.name_of,
+                ip_of=self._ip_of,
+                nodes=self._agents,
+                redact=Redactor(config.secrets),
+                copies=lambda count: agent.about_is(copies=count),
+                clouds=lambda: {f"{name}_key_present": key is not None for name, key in clouds.items()},
+            ),
+            policy=Policy(
+                bodies=lambda: live.history_bodies,
+                ack=lambda: live.history_ack,
+                days=lambda: live.history_days,
+                bytes_max=lambda: live.history_max_bytes,
+            ),
+            rng=rng,
+        )
+
+    def _new_accounts(self) -> Accounts:
+        peering = self._peering
+        return Accounts(
+            book=self._keeping.admin,
+            identity=peering.identity,
+            roster=lambda: peering.home.roster,
+            data_dir=self._config.data_dir,
+            others=lambda: [view.peer for view in peering.agent.members() if view.state in ("alive", "suspect")],
+            claim=partial(
+                SetUp,
+                claim_mesh=peering.governing.claim,
+                unconfirmed=peering.governing.unconfirmed,
+                peer_of=lambda who: peering.overview.found(who).peer,
+            ),
+            jwt_secret=self._config.jwt_secret,
+            clock=self._loop.time,
+        )
+
     def watch(self) -> None:
         """What is counted while the peer lives."""
         admin, agents = self._keeping.admin, self._keeping.agents
@@ -112,6 +183,14 @@ class Office:
             rows=lambda: admin.status().rows,
             refused=lambda: sum(admin.status().refused.values()),
             sync_age_s=lambda: admin.status().last_sync_age_s,
+        )
+        history = self.history
+        self._metrics.watch_history(
+            records=history.records,
+            lag=history.lag,
+            unacknowledged=history.unacknowledged,
+            outbox_bytes=history.outbox_bytes,
+            lost=history.lost,
         )
         self._metrics.watch_clock(lambda: admin.status().clock_lead_s)
         self._metrics.watch_adopted(
@@ -144,7 +223,7 @@ class Office:
 
     def peer_routes(self) -> list[PeerRoute]:
         """What other peers may ask of this one."""
-        return list(self.spread.routes())
+        return [*self.spread.routes(), *self.history.peer_routes()]
 
     # -- life
 
@@ -152,10 +231,15 @@ class Office:
     async def open(self) -> AsyncIterator[None]:
         """Everything runs while the block does."""
         self._admin_changed(frozenset())
-        async with self.calls:
+        async with self.calls, self.history.open(), self.accounts:
             tasks = [
-                asyncio.create_task(self.spread.run(), name="admin map"),
-                asyncio.create_task(self.registry.run(), name="registered servers"),
+                self._loop.create_task(work, name=name)
+                for name, work in (
+                    ("admin map", self.spread.run()),
+                    ("registered servers", self.registry.run()),
+                    ("limits of keys", self._keep_limits_told()),
+                    ("first key and set-up", self._welcome()),
+                )
             ]
             for task in tasks:
                 task.add_done_callback(self._ended)
@@ -178,18 +262,24 @@ class Office:
 
     def coordinator_changed(self, claim: Claim | None) -> None:
         self._metrics.coordinator_changed()
+        self.history.changed()
+        self._greet.set()
 
     def roster_changed(self, roster: Roster) -> None:
         self.spread.roster_changed()
+        self.history.changed()
 
     def fact_changed(self, peer: str, key: str) -> None:
         self.spread.fact_changed(peer, key)
+        if key == USED and (fact := self._peering.agent.fact(peer, key)) is not None:
+            self.accounts.used_in(peer, fact.value)
 
     def member_changed(self, event: MemberChanged) -> None:
         if event.after == "alive":
             self.spread.came_back(event.peer)
         elif event.after in ("dead", "left"):
             self.passing.gone(event.peer)
+        self.history.changed()
 
     def moved(self, takes_along: bool) -> None:
         """This peer is in another mesh."""
@@ -200,7 +290,10 @@ class Office:
                 await asyncio.wait({before})
             await self._keeping.admin.move(self._peering.home.roster.mesh_id, bring=takes_along)
             self._keeping.agents.refresh()
+            await self.accounts.claim.start()
+            self._greet.set()
 
+        self.history.moved(takes_along)
         self._moving = self._loop.create_task(move(), name="moving the admin map")
 
     # -- small things
@@ -212,9 +305,47 @@ class Office:
 
     def audit(self, note: AuditNote) -> None:
         """Somebody did something."""
+        self.history.facet().audit(note)
 
     def superseded(self, row: Row, by: Row) -> None:
-        """An edit made here was lost to one that did not know of it."""
+        """An edit made here was lost to one that did not know of it. Its value may be a secret."""
+        name = self._peering.overview.name_of(by.author)
+        note = AuditNote(
+            action="admin.superseded",
+            caller=Caller(ip=""),
+            target=row.key,
+            detail=f"{row.field}: the edit made on {name} counts",
+        )
+        self.audit(note)
+
+    async def _keep_limits_told(self) -> None:
+        """What keys use here, for the limits that hold over all peers."""
+        while True:
+            await asyncio.sleep(USED_S)
+            self._peering.agent.set_fact(USED, self.accounts.used_out(), fast=True)
+
+    async def _welcome(self) -> None:
+        """What a mesh begins with: its first administrator or the link to make one, and its first key. The coordinator
+        makes them, a moment after it is one: two young meshes that meet in that moment have one first key."""
+        told: set[str] = set()
+        while True:
+            await self._greet.wait()
+            await asyncio.sleep(MERGE_S)
+            self._greet.clear()
+            if self.coordinator() != self._peering.agent.me:
+                continue
+            try:
+                await self.accounts.claim.first_admin(self._config.admin_username, self._config.admin_password)
+                if (key := await self.accounts.ensure_first_key()) is not None:
+                    self._announce(news.first_key(key))
+            except InferenceError as error:
+                log.warning("the first key cannot be made now", extra={"reason": error.message})
+                self._greet.set()
+                continue
+            link = self.accounts.claim.link(self._url())
+            if link is not None and link not in told:
+                told.add(link)
+                self._announce(news.set_up(link))
 
     async def _caught_up(self, version: str) -> None:
         await self._keeping.admin.reached(version, 1.0)
@@ -233,6 +364,14 @@ class Office:
         self.audit(AuditNote(action="agent.register", caller=caller, target=str(body.get("machine_name", ""))[:64]))
         return status, answer
 
+    def _ip_of(self, peer: str) -> str:
+        agent = self._peering.agent
+        addresses = agent.about.addresses if peer == agent.me else agent.addresses(peer)
+        try:
+            return split(addresses[0])[0] if addresses else ""
+        except ValueError:  # what a member says of itself is no address
+            return ""
+
     def _agents(self) -> list[dict[str, Any]]:
         return [*self._peering.overview.agents(), *self.registry.agents()]
 
@@ -246,3 +385,7 @@ class Office:
                 raise unknown from None
             row = next(row for row in self.registry.agents() if row["id"] == agent.id)
             return row | {"name": row["machine_name"]}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

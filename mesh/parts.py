@@ -80,6 +80,7 @@ class Parts:
         self.loaded, self.config = loaded, loaded.config
         self.engine, self.metrics, self.stop = engine, metrics, stop
         self.port = 0
+        self.url = ""
         self.token = control.new_token()
         hide(self.token)
         identity = identity_of(self.config.data_dir)
@@ -96,6 +97,8 @@ class Parts:
             metrics=metrics,
             ports=lambda: frozenset({self.port, self.peering.port.port}),
             fail=stop.fail,
+            announce=announce,
+            url=lambda: self.url,
         )
         self.hop = HopClient(probe=self.peering.agent.probe, reported=self.neighbours.reported)
         self.dispatcher = Dispatcher(
@@ -209,3 +212,4 @@ class Parts:
         for task in (drain, hurry):
             task.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
+        await self.office.history.handed_over()

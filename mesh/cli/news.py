@@ -111,3 +111,13 @@ def wrong_version(name: str, theirs: str, ours: str) -> str:
     return harmless(
         f"{name} runs {theirs} and this machine {ours}, which do not understand each other: update the older"
     )
+
+
+def first_key(key: str) -> str:
+    """Once in a mesh: it is stored hashed, so nobody can show it again."""
+    return f"The first API key of this mesh, shown only now: {key}"
+
+
+def set_up(link: str) -> str:
+    """As long as the mesh has no administrator."""
+    return f"To make the administrator of this mesh, open {link}"
