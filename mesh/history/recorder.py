@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from inference.chat import Started
 from mesh.history.bodies import is_light, stored
-from mesh.history.entries import ActorKind, Audit, End, Start
+from mesh.history.entries import ActorKind, Audit, End, LogId, Start
 from mesh.history.writer import Place, Writer
 from web.services import Asked, AuditNote, Caller, Outcome, Record, Recording
 
@@ -132,6 +132,11 @@ class Recorder:
         """Queues it; tells where it is once it is on the disk."""
         return self._writer.put_watched(end)
 
+    @property
+    def log(self) -> LogId | None:
+        """The log that is written now, if there is one."""
+        return self._writer.log
+
     def kept(self, body: Mapping[str, Any]) -> bytes:
         """What is kept of a body. Large ones take a while: `is_light` says which do not."""
         return stored(body, self._redact)
@@ -178,6 +183,7 @@ class _Kept:
         self._started: Started | None = None
         self._is_ended = False
         self._starting: asyncio.Task[Place | None] | None = None
+        self._log = recorder.log
         caller = asked.caller
         self._start = Start(
             id=recorder.new_id(),
@@ -217,6 +223,9 @@ class _Kept:
     def _ending(self, outcome: Outcome) -> asyncio.Future[Place | None]:
         """Queues the End: at once, or beside the request when something large has to be made first."""
         end, body = self._end(outcome), outcome.body if self._has_bodies else None
+        if self._log is not None and self._log != self._recorder.log:
+            # The file was damaged and begun anew meanwhile: an End counts in the log that has its Start.
+            self._recorder.put(self._start)
         if self._starting is not None or (body is not None and not is_light(body)):
             return self._recorder.beside(self._end_later(end, body))
         if body is not None:

@@ -1,6 +1,7 @@
 """Writes what is recorded: takes entries from the outbox to the store, batch by batch, as long as the peer lives.
 
-`put` never waits and never fails. Whoever wants to know when an entry is on the disk gets a future of its place. A
+`put` never waits and never fails. Whoever wants to know when an entry is on the disk gets a future of its place, and
+such an entry is written at once; others wait for company for 50 ms, because a commit costs as much as ten entries. A
 store that cannot be opened yet is a disk that fails. What can never be written (an entry that is none, or one that the
 store chokes on again and again) is dropped, counted and logged, so that it does not keep the rest from the disk.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +21,7 @@ from mesh.history.outbox import BYTES_MAX, Outbox, Waiting
 
 log = logging.getLogger(__name__)
 
+LINGER_S = 0.05
 SURPRISES_MAX = 3
 """After so many failures in a row that no disk explains, something in the batch is to blame."""
 
@@ -58,6 +61,7 @@ class Writer:
         self._committed = committed
         self._clock = clock
         self.outbox = Outbox(bytes_max)
+        self._due = math.inf
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -65,9 +69,15 @@ class Writer:
         self._surprises = 0
         self._told_dropped = (0, 0)
 
+    @property
+    def log(self) -> LogId | None:
+        """The log that is written now, if there is one."""
+        store = self._store()
+        return store.own if store is not None else None
+
     def put(self, entry: Entry) -> None:
         """Queues `entry`; nobody waits for it."""
-        self._put(entry, None)
+        self._put(entry, None, LINGER_S)
 
     def put_watched(self, entry: Entry) -> asyncio.Future[Place | None]:
         """Queues `entry`; the future tells where it is once it is on the disk, or None when it was dropped."""
@@ -77,28 +87,33 @@ class Writer:
             if not future.done():
                 future.set_result(self._place if is_written else None)
 
-        self._put(entry, ended)
+        self._put(entry, ended, 0.0)
         return future
 
     async def run(self) -> None:
         """Writes whatever comes."""
         while True:
-            batch = self.outbox.batch(self._clock())
-            if batch:
+            now = self._clock()
+            due = max(self._due, self.outbox.retry_at) if len(self.outbox) else math.inf
+            if due <= now and (batch := self.outbox.batch(now)):
                 await self._write(batch)
+                self._due = self._clock()
                 continue
             if not len(self.outbox):
+                self._due = math.inf
                 self._idle.set()
             self._wake.clear()
-            wait_s = max(0.0, self.outbox.retry_at - self._clock()) if len(self.outbox) else None
             try:
-                async with asyncio.timeout(wait_s):
+                async with asyncio.timeout(None if due == math.inf else due - now):
                     await self._wake.wait()
             except TimeoutError:
                 pass
 
     async def drained(self, timeout_s: float) -> bool:
         """Waits until all is written, at most that long; True if it is."""
+        if len(self.outbox):
+            self._due = -math.inf
+            self._wake.set()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -107,10 +122,12 @@ class Writer:
             return False
         return True
 
-    def _put(self, entry: Entry, ended: Callable[[bool], None] | None) -> None:
+    def _put(self, entry: Entry, ended: Callable[[bool], None] | None, linger_s: float) -> None:
         self._idle.clear()
         self.outbox.put(entry, ended)
-        self._wake.set()
+        if (due := self._clock() + linger_s) < self._due:
+            self._due = due
+            self._wake.set()
 
     async def _write(self, batch: list[Waiting]) -> None:
         was_sick = self.outbox.is_sick

@@ -16,7 +16,7 @@ from inference.chat import Started, Usage
 from mesh.history.bodies import BODY_BYTES_MAX, LIGHT_BYTES_MAX
 from mesh.history.entries import Audit, End, Entry, Start, decode
 from mesh.history.recorder import WAIT_S_MAX, Ack, Clocks, Recorder, actor_of, is_acknowledged, record_ids, strictest
-from mesh.history.writer import Place, Writer
+from mesh.history.writer import LINGER_S, Place, Writer
 from tests.fixtures.history_disk import FakeStore
 from tests.fixtures.virtual_loop import Network, VirtualLoop
 from web.services import Asked, AuditNote, Caller, Outcome, Record, Recording
@@ -226,6 +226,37 @@ def test_the_end_is_on_the_disk_when_the_client_gets_the_last_chunk() -> None:
     virtually(play)
 
 
+def test_starts_wait_for_company_and_what_a_client_waits_for_does_not() -> None:
+    async def play() -> None:
+        async with house() as h:
+            first = h.begin()
+            await asyncio.sleep(LINGER_S / 2)
+            h.begin()
+            assert h.entries == []
+            await asyncio.sleep(LINGER_S)
+            assert [type(entry) for entry in h.entries] == [Start, Start]
+            assert await h.took(first, success()) == 0.0
+            third = h.begin()
+            assert await h.took(third, success()) == 0.0
+            assert [type(entry) for entry in h.entries] == [Start, Start, End, Start, End]
+
+    virtually(play)
+
+
+def test_recording_goes_on_after_everything_was_written_once() -> None:
+    async def play() -> None:
+        async with house() as h:
+            for _ in range(3):
+                await h.recorder.close()
+                assert await h.took(h.begin(), success()) == 0.0
+                h.begin()
+                await h.recorder.close()
+            assert len(h.entries) == 9
+            assert h.recorder.unacknowledged == 0
+
+    virtually(play)
+
+
 def test_a_slow_disk_holds_a_client_for_a_quarter_of_a_second_and_the_record_comes_later() -> None:
     async def play() -> None:
         async with house() as h:
@@ -367,6 +398,21 @@ def test_a_fault_in_the_recorder_fails_no_request() -> None:
             h.recorder._redact = broken
             await h.begin().ended(success(ANSWER))
             h.recorder.audit(AuditNote(action="x", caller=None))  # type: ignore[arg-type]
+
+    virtually(play)
+
+
+def test_a_request_whose_start_was_lost_with_a_damaged_file_is_whole_in_the_new_one() -> None:
+    async def play() -> None:
+        async with house() as h:
+            record = h.begin()
+            await h.recorder.close()
+            h.store.disk.begin_run(99_999_999)
+            await record.ended(success(ANSWER))
+            start, end = h.entries
+            assert isinstance(start, Start)
+            assert isinstance(end, End)
+            assert (start.id, start.request_body) == (end.id, None)
 
     virtually(play)
 
