@@ -14,6 +14,7 @@ from mesh.history.replicas import (
     behind,
     believed_low,
     held_through,
+    is_written,
     keepers,
     may_hold,
     may_take,
@@ -230,6 +231,19 @@ def test_a_log_is_on_as_many_disks_as_have_it() -> None:
 
 
 # -- what is missing
+
+
+def test_a_log_is_written_while_its_peer_lives_and_until_there_is_a_newer_one() -> None:
+    seen = view(Mate(peer="a", is_alive=True, run=50), Mate(peer="b", is_alive=False, run=50))
+    known = [LogId("a", 40), LogId("a", 60), LogId("a", 70), LogId("b", 60), OWN, LogId("me", 7), LogId("sold", 60)]
+    assert [log for log in known if is_written(log, known, seen, own=OWN)] == [LogId("a", 70), OWN]
+
+
+def test_a_log_of_a_process_before_the_one_that_lives_is_not_written_any_more() -> None:
+    """Though the new one has recorded nothing yet."""
+    known = [LogId("a", 40)]
+    assert not is_written(known[0], known, view(Mate(peer="a", is_alive=True, run=50)), own=OWN)
+    assert is_written(known[0], known, view(Mate(peer="a", is_alive=True, run=40)), own=OWN)
 
 
 def test_a_peer_that_is_off_may_have_more_than_came() -> None:
