@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -206,10 +207,13 @@ async def start() -> AsyncIterator[StartSurface]:
     """Starts surfaces with the access and limits given; all are closed in the end."""
     surfaces: list[Surface] = []
 
-    async def _start(access: Access | None = None, limits: Limits | None = None) -> Surface:
+    async def _start(
+        access: Access | None = None, limits: Limits | None = None, ssl_context: ssl.SSLContext | None = None
+    ) -> Surface:
         script = Script()
         access = access or Access(hosts=frozenset({"attic.local"}), control_token=TOKEN)
-        listener = Listener(services_of(script, access, limits or Limits()), [("127.0.0.1", 0)])
+        services = services_of(script, access, limits or Limits())
+        listener = Listener(services, [("127.0.0.1", 0)], ssl_context=ssl_context)
         await listener.start()
         surface = Surface(listener=listener, script=script, session=aiohttp.ClientSession())
         surfaces.append(surface)
