@@ -43,6 +43,8 @@ WELL_KNOWN_PATH = "/.well-known/llm-router"
 IDLE_S = 30.0
 # The end of a response follows its last event; without it the connection cannot serve again.
 END_S = 0.25
+# A connection that was closed while idle fails at once; later it is the request that ended it.
+STALE_S = 1.0
 UNREAD_BYTES_MAX = 64 * 1024
 PIECE_BYTES_MAX = 512 * 1024
 REFUSAL_BYTES_MAX = 64 * 1024
@@ -133,7 +135,9 @@ class OpenAICompatible:
         data = await asyncio.to_thread(_json, body) if is_large else _json(body)
         async with self._answer(server, path_of(generation), data) as response:
             if response.content_type == "application/json":
-                for one in reader.whole(await self._rest(server, response, WHOLE_BYTES_MAX)):
+                body_in = await self._rest(server, response, WHOLE_BYTES_MAX)
+                is_small = len(body_in) < INLINE_BYTES_MAX
+                for one in reader.whole(body_in) if is_small else await asyncio.to_thread(reader.whole, body_in):
                     yield _checked(one)
                 return
             stream = _Stream(server, response, reader, self._patience)
@@ -220,6 +224,8 @@ class OpenAICompatible:
             response.close()  # a connection whose answer was read to its end is not closed by this
 
     async def _asked(self, server: Server, path: str, body: bytes | None) -> aiohttp.ClientResponse:
+        now = asyncio.get_running_loop().time
+        began = now()
         for is_last in (False, True):
             try:
                 async with asyncio.timeout(self._patience.first_s):
@@ -230,7 +236,7 @@ class OpenAICompatible:
                     raise PeerGone(_unreachable(server, error)) from error
                 raise PeerSilent(message) from error
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                if is_last or not _may_be_stale(error):
+                if is_last or not _may_be_stale(error) or now() - began > STALE_S:
                     raise PeerGone(_unreachable(server, error)) from error
         raise AssertionError("the second try is the last")
 

@@ -331,7 +331,7 @@ class Registry:
             raise BadToken("The header X-Agent-Token is missing; registration answers with the token.")
         hashed = _hash(token)
         for agent in self._agents:
-            if hmac.compare_digest(agent.token_hash, hashed):
+            if hmac.compare_digest(agent.token_hash.encode(), hashed.encode()):
                 return agent
         raise BadToken("No agent has this token: it was replaced when the agent registered again, or it was deleted.")
 

@@ -258,12 +258,13 @@ async def test_a_heartbeat_needs_the_agents_own_token(tower: Peer) -> None:
     async with openai_server() as fake, openai_server() as other:
         agent_id, token = await registered(tower, fake)
         other_id, other_token = await registered(tower, other)
-    for bad in (None, "", "agt_garbage", token[:-1], token + "x"):
+    tower.world.admin.set(f"agent/{other_id}", {"token_hash": "é"})  # what another member writes
+    for bad in (None, "", "agt_garbage", "agt_é", token[:-1], token + "x", other_token):
         with pytest.raises(BadToken) as caught:
             await tower.registry.heartbeat(bad, {"agent_id": agent_id})
         assert caught.value.status == 401
     with pytest.raises(TokenOfAnother) as refused:
-        await tower.registry.heartbeat(other_token, {"agent_id": agent_id})
+        await tower.registry.heartbeat(token, {"agent_id": other_id})
     assert refused.value.status == 403
     with pytest.raises(InvalidRequest):
         await tower.registry.heartbeat(token, {})
