@@ -30,13 +30,15 @@ def is_light(body: Any, bytes_max: int = LIGHT_BYTES_MAX) -> bool:
     left, waiting = bytes_max, [body]
     while waiting:
         value = waiting.pop()
+        kind = type(value)
         left -= NODE_BYTES
-        if isinstance(value, str):
+        if kind is str:
             left -= len(value)
-        elif isinstance(value, Mapping):
+        elif kind is dict:
             left -= sum(map(len, value)) + NODE_BYTES * len(value)
-            waiting.extend(value.values())
-        elif isinstance(value, list | tuple):
+            if left >= 0:
+                waiting.extend(value.values())
+        elif kind is list:
             left -= NODE_BYTES * len(value)
             if left >= 0:
                 waiting.extend(value)
@@ -46,13 +48,20 @@ def is_light(body: Any, bytes_max: int = LIGHT_BYTES_MAX) -> bool:
 
 
 def stored(body: Mapping[str, Any], redact: Callable[[str], str], bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """The bytes that are kept of `body`, valid JSON in UTF-8."""
-    if is_light(body):
-        text, is_whole = _JSON.encode(body), True
-        if '"data:' in text:
-            text = _JSON.encode(_plain(body, bytes_max))
-    else:
-        text, is_whole = _beginning(_plain(body, bytes_max), bytes_max + MARGIN)
+    """The bytes that are kept of a body of any size, valid JSON in UTF-8. Large ones take a while."""
+    text, is_whole = _beginning(_plain(body, bytes_max), bytes_max + MARGIN)
+    return _kept(text, redact, bytes_max, is_whole=is_whole)
+
+
+def stored_at_once(body: Mapping[str, Any], redact: Callable[[str], str], bytes_max: int = BODY_BYTES_MAX) -> bytes:
+    """The same of a body that is light."""
+    text = _JSON.encode(body)
+    if '"data:' in text:
+        text = _JSON.encode(_plain(body, bytes_max))
+    return _kept(text, redact, bytes_max, is_whole=True)
+
+
+def _kept(text: str, redact: Callable[[str], str], bytes_max: int, *, is_whole: bool) -> bytes:
     data = redact(text).encode("utf-8", "replace")
     if is_whole and len(data) <= bytes_max:
         return data

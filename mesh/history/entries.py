@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple, TypeAlias, get_type_hints
 
 import msgpack
@@ -101,8 +102,8 @@ Entry: TypeAlias = Start | End | Audit
 
 def encode(entry: Entry) -> bytes:
     """The bytes of an entry. Texts are cut to 4,096 characters and made valid UTF-8; BadEntry if it is over 64 MiB."""
-    fields = [_plain(getattr(entry, field.name)) for field in dataclasses.fields(entry)]
-    data: bytes = msgpack.packb([_TAGS[type(entry)], *fields], unicode_errors="replace")
+    kind = type(entry)
+    data: bytes = msgpack.packb([_TAGS[kind], *map(_plain, _VALUES[kind](entry))], unicode_errors="replace")
     if len(data) > ENTRY_BYTES_MAX:
         raise BadEntry(f"the entry has {len(data)} bytes, {ENTRY_BYTES_MAX} is the limit; leave its body out")
     return data
@@ -228,6 +229,9 @@ def _check_of(hint: Any) -> Check:
 
 _CLASSES: dict[int, type[Start] | type[End] | type[Audit]] = {1: Start, 2: End, 3: Audit}
 _TAGS: dict[type, int] = {kind: tag for tag, kind in _CLASSES.items()}
+_VALUES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    kind: attrgetter(*(field.name for field in dataclasses.fields(kind))) for kind in _TAGS
+}
 _CHECKS: dict[type, list[tuple[str, Check]]] = {
     kind: [(field.name, _check_of(get_type_hints(kind)[field.name])) for field in dataclasses.fields(kind)]
     for kind in _TAGS

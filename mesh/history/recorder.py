@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inference.chat import Started
-from mesh.history.bodies import is_light, stored
+from mesh.history.bodies import is_light, stored, stored_at_once
 from mesh.history.entries import ActorKind, Audit, End, LogId, Start
 from mesh.history.writer import Place, Writer
 from web.services import Asked, AuditNote, Caller, Outcome, Record, Recording
@@ -137,9 +137,9 @@ class Recorder:
         """The log that is written now, if there is one."""
         return self._writer.log
 
-    def kept(self, body: Mapping[str, Any]) -> bytes:
-        """What is kept of a body. Large ones take a while: `is_light` says which do not."""
-        return stored(body, self._redact)
+    def kept(self, body: Mapping[str, Any], *, is_light: bool) -> bytes:
+        """What is kept of a body. Those that are not light take a while."""
+        return (stored_at_once if is_light else stored)(body, self._redact)
 
     def beside(self, work: Coroutine[Any, Any, Place | None]) -> asyncio.Task[Place | None]:
         """A task that goes on when whoever waits for it does not."""
@@ -200,7 +200,7 @@ class _Kept:
         if not has_bodies:
             recorder.put(self._start)
         elif is_light(asked.body):
-            recorder.put(replace(self._start, request_body=recorder.kept(asked.body)))
+            recorder.put(replace(self._start, request_body=recorder.kept(asked.body, is_light=True)))
         else:
             self._starting = recorder.beside(self._start_later(asked.body))
 
@@ -229,7 +229,7 @@ class _Kept:
         if self._starting is not None or (body is not None and not is_light(body)):
             return self._recorder.beside(self._end_later(end, body))
         if body is not None:
-            end = replace(end, response_body=self._recorder.kept(body))
+            end = replace(end, response_body=self._recorder.kept(body, is_light=True))
         return self._recorder.put_watched(end)
 
     async def _start_later(self, body: Mapping[str, Any]) -> None:
@@ -244,7 +244,7 @@ class _Kept:
 
     async def _in_thread(self, body: Mapping[str, Any]) -> bytes | None:
         try:
-            return await asyncio.to_thread(self._recorder.kept, body)
+            return await asyncio.to_thread(self._recorder.kept, body, is_light=False)
         except Exception:  # border: a record without its body is better than none
             log.exception("a body is not recorded", extra={"record": self._start.id})
             return None

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.history.bodies import LIGHT_BYTES_MAX, is_light, stored
+from mesh.history.bodies import LIGHT_BYTES_MAX, is_light, stored, stored_at_once
 
 PNG = base64.b64encode(b"\x89PNG" * 3000).decode()
 JSON = st.recursive(
@@ -32,6 +32,7 @@ def image(data: str) -> dict[str, Any]:
 @given(st.dictionaries(st.text(), JSON, max_size=8))
 def test_what_is_kept_is_the_json_that_was_sent(body: dict[str, Any]) -> None:
     assert json.loads(stored(body, unredacted)) == body
+    assert stored_at_once(body, unredacted) == stored(body, unredacted)
 
 
 def test_text_is_kept_as_it_reads_so_that_it_can_be_searched() -> None:
@@ -45,6 +46,7 @@ def test_half_a_character_does_not_fail_it() -> None:
 @pytest.mark.parametrize("data", [PNG, PNG * 10])
 def test_an_image_is_replaced_by_its_size_and_hash(data: str) -> None:
     kept = json.loads(stored(image(data), unredacted))
+    assert json.loads(stored_at_once(image(data), unredacted)) == kept
     url = kept["messages"][0]["content"][0]["image_url"]["url"]
     assert (
         url
