@@ -365,6 +365,9 @@ class Office:
         return status, answer
 
     def _ip_of(self, peer: str) -> str:
+        """Of a peer, or of a registered server."""
+        if (server := self._keeping.agents.get(peer)) is not None:
+            return server.ip_address
         agent = self._peering.agent
         addresses = agent.about.addresses if peer == agent.me else agent.addresses(peer)
         try:

@@ -121,7 +121,7 @@ class Parts:
             home=home,
             coordinator=lambda: self.office.coordinator(),
             fact_of=lambda peer, key: self.peering.agent.fact(peer, key),
-            is_there=lambda peer: self.peering.agent.is_connected(peer),
+            is_there=self._is_there,
             superseded=lambda row, by: self.office.superseded(row, by),
         )
 
@@ -179,6 +179,11 @@ class Parts:
             total=lambda: sum(s.info.slots for s in self.engine.pool.states() if s.info is not None),
         )
         self.office.watch()
+
+    def _is_there(self, peer: str) -> bool:
+        """Whether it may be asked now."""
+        view = self.peering.agent.member(peer)
+        return view is not None and view.state in ("alive", "suspect") and not view.about.draining
 
     def _left(self, peer: str) -> None:
         """Dead, gone, or no member any more: what it asked for here ends, and so does what it was asked for."""
