@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from inference.chat import Chunk, Started, Usage
-from inference.errors import InferenceError, ModelUnavailable
+from inference.errors import InferenceError
 from web.border import STATUS_CLIENT_LEFT
 from web.inflight import in_flight_of
 from web.services import Asked, HistoryFacet, Outcome, Record
@@ -95,10 +95,8 @@ async def recorded(request: web.Request, history: HistoryFacet | None, asked: As
         await record.failed(error)
         raise
     except asyncio.CancelledError:
-        if in_flight_of(request).is_stopping(request):
-            await record.failed(ModelUnavailable("This peer is stopping."))
-        else:
-            await record.left()
+        why = in_flight_of(request).why_stopped(request)
+        await (record.left() if why is None else record.failed(why))
         raise
     except ConnectionError:
         await record.left()
