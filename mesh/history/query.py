@@ -12,7 +12,7 @@ import contextlib
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,13 +149,16 @@ class HistoryQuery:
             "as_of": str(as_of),
         }
 
-    async def walked(self, filters: Filters, size: int) -> AsyncIterator[list[int]]:
+    async def walked(self, filters: Filters, size: int) -> AsyncGenerator[list[int], None]:
         """The places of all records that are meant, newest first, in lists; for exports. No list is long."""
         as_of = await self._as_of(None)
         where = await self._where(filters, as_of)
         if filters.text:
-            async with self._searching():
-                async for piece in search.pieces(self._store.reading, where, as_of, filters.text):
+            async with (
+                self._searching(),
+                contextlib.aclosing(search.pieces(self._store.reading, where, as_of, filters.text)) as pieces,
+            ):
+                async for piece in pieces:
                     for at in range(0, len(piece.places), size):
                         yield piece.places[at : at + size]
             return

@@ -31,7 +31,7 @@ async def salvage(path: Path, take: Take) -> int:
     entries = 0
     try:
         connection = await schema.open_reader(path)
-    except sqlite3.Error:
+    except (sqlite3.Error, HistoryUnavailable):
         return 0
     try:
         logs = await connection.execute_fetchall("SELECT peer, run, no, low, have FROM logs")

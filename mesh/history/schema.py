@@ -137,7 +137,12 @@ async def open_writer(path: Path, program: str, *, is_checked: bool = False) -> 
 
 
 async def open_reader(path: Path) -> aiosqlite.Connection:
-    """A connection for questions. It writes nothing and sees what was committed before each of them."""
+    """A connection for questions. It writes nothing and sees what was committed before each of them.
+
+    Raises sqlite3.Error as it comes, HistoryUnavailable without a file: SQLite would make an empty one.
+    """
+    if not _exists(path):
+        raise HistoryUnavailable(f"the history is kept in {path}, and there is no such file now")
     connection = await _connected(path)
     try:
         await connection.executescript("PRAGMA query_only=ON; PRAGMA cache_size=-16384; PRAGMA temp_store=MEMORY;")
@@ -246,6 +251,10 @@ async def _copy(connection: aiosqlite.Connection, copy: Path) -> None:
             f"made: {error}; make room for it"
         ) from error
     log.info("The history was copied before its tables change", extra={"copy": str(copy)})
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()
 
 
 def _size_bytes(path: Path) -> int:

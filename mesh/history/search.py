@@ -90,7 +90,9 @@ async def pieces(reading: Reading, condition: Condition, as_of: AsOf, text: str)
             yield await task
     finally:
         for task in waiting:
-            task.cancel()
+            # Cancelled a second time, it could not end what it had begun.
+            if not task.cancelling():
+                task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
