@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from web import agents, control, history, logs, mesh, openapi, pages, settings
+from web import accounts, agents, auth, control, history, logs, mesh, openapi, pages, settings
 from web.border import Border, Handler, stamp
 from web.dialects import openai, shapes
 from web.guards import Policy
@@ -29,6 +29,8 @@ def route_table(services: Services) -> list[Route]:
         *_mesh(services),
         *_agents(services),
         *_history(services),
+        *_auth(services),
+        *_accounts(services),
         *_pages(services),
     ]
     description = openapi.OpenApiRoute(lambda: table, services.state.version)
@@ -117,6 +119,38 @@ def _history(services: Services) -> list[Route]:
         Route("GET", "/api/dashboard/stats", at.stats, view, history.STATS, COORDINATOR),
         Route("GET", "/api/dashboard/overview", at.overview, view, history.OVERVIEW, COORDINATOR),
         Route("GET", "/api/audit", at.audits, view, history.AUDITS, COORDINATOR),
+    ]
+
+
+def _auth(services: Services) -> list[Route]:
+    """Logins are every peer's own business; so is the set-up, whose code one machine shows."""
+    at = auth.AuthRoutes(services)
+    return [
+        Route("POST", "/api/auth/login", at.login, Policy.PUBLIC, auth.LOGIN),
+        Route("POST", "/api/auth/logout", at.logout, Policy.SELF, auth.LOGOUT),
+        Route("GET", "/api/auth/me", at.me, Policy.SELF, auth.ME),
+        Route("POST", "/api/auth/password", at.password, Policy.SELF, auth.PASSWORD, COORDINATOR),
+        Route("GET", "/api/auth/setup", at.setup, Policy.PUBLIC, auth.SETUP),
+        Route("POST", "/api/auth/setup", at.claim, Policy.PUBLIC, auth.CLAIM),
+    ]
+
+
+def _accounts(services: Services) -> list[Route]:
+    """Users and keys: in every peer's memory, changed by the coordinator."""
+    at = accounts.AccountsRoutes(services)
+    user, key = "/api/users/{id}", "/api/api-keys/{id}"
+    view, admin = Policy.VIEW, Policy.ADMIN
+    return [
+        Route("GET", "/api/users", at.users, view, accounts.USERS),
+        Route("POST", "/api/users", at.create_user, admin, accounts.CREATE_USER, COORDINATOR),
+        Route("GET", user, at.user, view, accounts.USER),
+        Route("PUT", user, at.change_user, admin, accounts.CHANGE_USER, COORDINATOR),
+        Route("DELETE", user, at.delete_user, admin, accounts.DELETE_USER, COORDINATOR),
+        Route("GET", "/api/api-keys", at.keys, view, accounts.KEYS),
+        Route("POST", "/api/api-keys", at.create_key, admin, accounts.CREATE_KEY, COORDINATOR),
+        Route("GET", key, at.key, view, accounts.KEY),
+        Route("PUT", key, at.change_key, admin, accounts.CHANGE_KEY, COORDINATOR),
+        Route("DELETE", key, at.delete_key, admin, accounts.DELETE_KEY, COORDINATOR),
     ]
 
 

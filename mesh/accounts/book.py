@@ -19,6 +19,7 @@ USER = "user/"
 KEY = "key/"
 SESSION = "session/"
 FIRST_KEY = "mesh/first-key"
+CLAIMED = "mesh/claimed"
 
 
 class Book(Protocol):

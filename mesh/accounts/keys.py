@@ -108,7 +108,7 @@ class Keys:
         return Principal(
             key_id=key.id,
             key_name=key.name,
-            scopes=effective(key.scopes),
+            scopes=frozenset(key.scopes),
             models=key.models,
             recording=key.recording,
         )
@@ -149,12 +149,12 @@ class Keys:
         await self._book.put(KEY + key.id, fields)
         return self._known(key_id).as_json(self._now())
 
-    async def delete(self, key_id: str, caller: Caller) -> Key:
-        """Ends it for ever, everywhere."""
+    async def delete(self, key_id: str, caller: Caller) -> dict[str, Any]:
+        """Ends it for ever, everywhere; what it was."""
         key = self._known(key_id)
         _check_giver(key.scopes, caller)
         await self._book.end(KEY + key.id, "deleted")
-        return key
+        return key.as_json(self._now())
 
     async def ensure_first(self) -> str | None:
         """The first key of this mesh, for printing once; None when it has been made."""
@@ -195,11 +195,6 @@ class Keys:
     def found(self, who: str) -> dict[str, Any]:
         """One key as JSON. Raises NoSuchAccount."""
         return self._known(who).as_json(self._now())
-
-
-def effective(scopes: tuple[str, ...]) -> frozenset[str]:
-    """With what they contain."""
-    return frozenset(SCOPES if "admin" in scopes else scopes) & set(SCOPES)
 
 
 def checked_fields(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,24 +155,27 @@ class Users:
         return self._of_id(user.id).as_json()
 
     async def change_own_password(self, body: Mapping[str, Any], caller: Caller) -> None:
-        """By the user itself, who says the old one too. Raises BadLogin when that is wrong."""
+        """By the user itself, who says the old one too. Raises NotAllowed when that is wrong."""
         fields = Fields(dict(body))
         old, new = fields.string("current_password"), fields.string("new_password")
         if old is None or new is None:
             raise missing("current_password" if old is None else "new_password")
-        user = await self.checked(caller.username or "", old)
-        if user.id != caller.user_id:
-            raise BadLogin("Wrong username or password.")
-        password_hash = await self._passwords.hashed(checked_password(new, "new_password"))
+        user = self.find(caller.user_id or "")
+        if user is None:
+            raise NotAllowed("Only who is logged in has a password to change.")
+        checked_password(new, "new_password")
+        if not await self._passwords.is_right(old[:BYTES_MAX], user.password_hash):
+            raise NotAllowed("The current password is wrong.")
+        password_hash = await self._passwords.hashed(new)
         await self._book.put(USER + user.id, {"password_hash": password_hash, "epoch": self._new_epoch(user)})
 
-    async def delete(self, who: str, caller: Caller) -> User:
-        """Ends the user for ever. Raises InvalidRequest for the last admin."""
+    async def delete(self, who: str, caller: Caller) -> dict[str, Any]:
+        """Ends the user for ever; who it was. Raises InvalidRequest for the last admin."""
         require_person(caller)
         user = self._known(who)
         self._check_not_last(user, "be deleted")
         await self._book.end(USER + user.id, "deleted")
-        return user
+        return user.as_json()
 
     # -- how
 

@@ -32,6 +32,7 @@ from inference.openai.request import (
     completion_call,
     embedding_call,
 )
+from web.auth import Spent, check_model, estimated_input, estimated_tokens, may_use, spending
 from web.body import parsed_body
 from web.border import CALLER, REQUEST_ID
 from web.errors import HttpRefusal
@@ -77,11 +78,15 @@ class OpenAIRoutes:
             request, self._services.limits, lambda body: (body, embedding_call(body, ingress))
         )
         asked = _asked(request, "embeddings", call.request.model, asked_for, is_stream=False)
-        async with recorded(request, self._services.history, asked) as record:
-            view = self._resolved(call.request.model, ("embedding",))
+        async with (
+            recorded(request, self._services.history, asked) as record,
+            spending(request, self._services, estimated_input(call.request)) as spent,
+        ):
+            view = self._resolved(request, call.request.model, ("embedding",))
             answer = await self._services.chat.embed(replace(call.request, model=view.id), request[CALLER])
             body = await asyncio.to_thread(embeddings_json, answer, call.request.model, call.encoding)
             peer = answer.peer or self._services.state.name
+            spent.tokens = answer.prompt_tokens
             record.started(
                 Started(
                     prompt_tokens=answer.prompt_tokens,
@@ -96,11 +101,12 @@ class OpenAIRoutes:
         return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:
-        data = [model_object(view) for view in self._services.models.list()]
+        views = [view for view in self._services.models.list() if may_use(request[CALLER], view.id)]
+        data = [model_object(view) for view in views]
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
-        return web.json_response(model_object(self._resolved(request.match_info["id"])))
+        return web.json_response(model_object(self._resolved(request, request.match_info["id"])))
 
     async def _generated(
         self, request: web.Request, parse: Callable[[dict[str, Any], Ingress], GenerationCall]
@@ -110,53 +116,64 @@ class OpenAIRoutes:
         wanted = call.generation
         asked = _asked(request, wanted.kind, wanted.model, body, is_stream=call.stream)
         del body  # history has it now, and may be done with it long before the answer is made
-        async with recorded(request, self._services.history, asked) as record:
-            view = self._resolved(wanted.model, ("chat",) if wanted.kind == "chat" else ("completion", "chat"))
+        async with (
+            recorded(request, self._services.history, asked) as record,
+            spending(request, self._services, estimated_tokens(wanted)) as spent,
+        ):
+            view = self._resolved(request, wanted.model, ("chat",) if wanted.kind == "chat" else ("completion", "chat"))
             head = AnswerHead(kind=wanted.kind, request_id=ingress.id, model=wanted.model, created=int(ingress.now))
             generation = replace(wanted, model=view.id)
+            progress = _Progress(record, spent)
             if call.stream:
-                return await self._streamed(request, record, generation, head, include_usage=call.include_usage)
-            return await self._whole(request, record, generation, head)
+                return await self._streamed(request, progress, generation, head, include_usage=call.include_usage)
+            return await self._whole(request, progress, generation, head)
 
     async def _whole(
-        self, request: web.Request, record: Recorded, generation: Generation, head: AnswerHead
+        self, request: web.Request, progress: _Progress, generation: Generation, head: AnswerHead
     ) -> web.Response:
-        progress = _Progress(record)
         async with self._chunks(generation, request[CALLER]) as chunks:
             async for chunk in chunks:
                 progress.add(chunk)
         body = whole(head, progress.text, progress.check_finished(), progress.usage)
-        await record.succeeded(body, progress.usage)
+        await progress.record.succeeded(body, progress.usage)
         return web.json_response(body, headers=_origin_headers(progress.started))
 
     async def _streamed(
-        self, request: web.Request, record: Recorded, generation: Generation, head: AnswerHead, *, include_usage: bool
+        self,
+        request: web.Request,
+        progress: _Progress,
+        generation: Generation,
+        head: AnswerHead,
+        *,
+        include_usage: bool,
     ) -> web.StreamResponse:
         """An error before the first byte is raised, and becomes a status; after it, an event without [DONE]."""
         async with EventStream(request, self._services.limits.heartbeat_s) as stream:
             try:
-                await self._fill(stream, record, generation, head, request[CALLER], include_usage=include_usage)
+                await self._fill(stream, progress, generation, head, request[CALLER], include_usage=include_usage)
             except ConnectionError:
                 raise
             except asyncio.CancelledError:
-                if not stream.is_open or not request.app[IN_FLIGHT].was_stopped(request):
+                in_flight = request.app[IN_FLIGHT]
+                why = in_flight.why_stopped(request)
+                if not stream.is_open or not in_flight.was_stopped(request):
                     raise
-                stopping = StreamInterrupted("This peer is stopping.")
-                await record.failed(stopping, stream.response.status)
+                stopping = StreamInterrupted("This peer is stopping." if why is None else why.message)
+                await progress.record.failed(stopping, stream.response.status)
                 await stream.send(error_event(stopping))
             except Exception as error:
                 await stream.hush()
                 if not stream.is_open:
                     raise
                 told = _as_event(error, head.request_id)
-                await record.failed(told, stream.response.status)
+                await progress.record.failed(told, stream.response.status)
                 await stream.send(error_event(told))
         return stream.response
 
     async def _fill(
         self,
         stream: EventStream,
-        record: Recorded,
+        progress: _Progress,
         generation: Generation,
         head: AnswerHead,
         caller: Caller,
@@ -165,7 +182,6 @@ class OpenAIRoutes:
     ) -> None:
         """Writes the whole stream, [DONE] included; each step of the engine is one write."""
         writer = EventWriter(head, include_usage=include_usage)
-        progress = _Progress(record)
         async with self._chunks(generation, caller) as chunks:
             async for chunk in chunks:
                 progress.add(chunk)
@@ -177,7 +193,8 @@ class OpenAIRoutes:
                     data += writer.finish(chunk.finish_reason)
                 if data:
                     await stream.send(data)
-        await record.succeeded(whole(head, progress.text, progress.check_finished(), progress.usage), progress.usage)
+        body = whole(head, progress.text, progress.check_finished(), progress.usage)
+        await progress.record.succeeded(body, progress.usage)
         usage = writer.usage(progress.usage) if include_usage else b""
         await stream.send(usage + comment(_served_by(progress.started)) + DONE)
 
@@ -191,14 +208,16 @@ class OpenAIRoutes:
             async with asyncio.timeout(CLOSE_S_MAX):
                 await cast(AsyncGenerator[Chunk, None], chunks).aclose()
 
-    def _resolved(self, name: str, capabilities: tuple[str, ...] = ()) -> ModelView:
-        """The model called `name`. Raises when there is none, or when it has none of `capabilities`."""
+    def _resolved(self, request: web.Request, name: str, capabilities: tuple[str, ...] = ()) -> ModelView:
+        """The model called `name`. Raises when there is none, when it has none of `capabilities`, and when the caller's
+        key is not for it."""
         _refuse_clouds(name)
         try:
             view = self._services.models.resolve(name)
         except ModelNotFound as error:
             error.param = error.param or "model"
             raise
+        check_model(request[CALLER], view.id)
         if capabilities and not set(capabilities) & set(view.capabilities):
             raise InvalidRequest(
                 f"The model '{view.id}' cannot do that: it is made for {', '.join(view.capabilities)}.",
@@ -211,8 +230,9 @@ class OpenAIRoutes:
 class _Progress:
     """What has been seen of one answer."""
 
-    def __init__(self, record: Recorded) -> None:
-        self._record = record
+    def __init__(self, record: Recorded, spent: Spent) -> None:
+        self.record = record
+        self._spent = spent
         self._pieces: list[str] = []
         self.started = Started(prompt_tokens=0, cached_tokens=0)
         self.finish_reason: FinishReason | None = None
@@ -222,7 +242,7 @@ class _Progress:
         self._has_started = False
 
     def add(self, chunk: Chunk) -> None:
-        self._record.saw(chunk)
+        self.record.saw(chunk)
         self._pieces.append(chunk.text)
         self._completion_tokens += len(chunk.tokens)
         self._told_usage = chunk.usage or self._told_usage
@@ -230,6 +250,9 @@ class _Progress:
             self.is_continued, self._has_started = self._has_started, True
             self.started = chunk.started
         self.finish_reason = chunk.finish_reason or self.finish_reason
+        used = self._told_usage
+        prompt, answer = self.started.prompt_tokens, self._completion_tokens
+        self._spent.tokens = prompt + answer if used is None else used.prompt_tokens + used.completion_tokens
 
     @property
     def text(self) -> str:
