@@ -199,7 +199,7 @@ def _from_flags(flags: Mapping[str, str | bool | None]) -> dict[str, _Given]:
 
 
 def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tuple[str, _Given]]:
-    known: set[str] = set()
+    known = {"LLM_ROUTER_TOKEN"}  # the command line's: `llm-router whoami`
     for setting in SETTINGS:
         known.update(setting.variables)
         found = [(name, text) for name in setting.variables if (text := _variable(setting, name, environ))]

@@ -136,16 +136,16 @@ class Governing:
     @_in_words
     async def claim(self, confirmed: frozenset[str] | None) -> Answer:
         """The mesh has an owner now: of the machines that came by the door, those `confirmed` (peer ids; None: all)
-        are full members for good, the others guests."""
+        are full members for good, the others guests. Who is named becomes one, also from a guest."""
         roster, now_s = self._home.roster, self._now_s()
-        doubtful = [m.peer_id for m in roster.members.values() if m.state == "active" and not m.may_revoke]
+        doubtful = {m.peer_id: m.state for m in roster.members.values() if not m.may_revoke}
         if self._agent.me in doubtful:
             founder = next((m.name for m in roster.members.values() if m.may_revoke), "another machine")
             raise NotAllowed(f"this machine itself came by the door; claim the mesh on {founder}")
-        stay = [peer for peer in doubtful if confirmed is None or peer in confirmed]
+        stay = [p for p, state in doubtful.items() if (state == "active" if confirmed is None else p in confirmed)]
         for peer in stay:  # first: what they let in stands on them
             roster = roster.trust(self._identity, peer, now_s)
-        for peer in set(doubtful) - set(stay):
+        for peer in doubtful.keys() - set(stay):
             if peer in roster.members:
                 roster = roster.demote(self._identity, peer, now_s)
         self._agent.set_roster(roster)

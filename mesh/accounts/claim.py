@@ -58,7 +58,7 @@ class Claim:
         mark_claimed: Callable[[], Awaitable[object]],
         check_admin: Callable[[str, str], object],
         create_admin: Callable[[str, str], Awaitable[Mapping[str, Any]]],
-        claim_mesh: Callable[[frozenset[str] | None], Awaitable[object]],
+        claim_mesh: Callable[[frozenset[str]], Awaitable[object]],
         unconfirmed: Callable[[], list[dict[str, Any]]],
         peer_of: Callable[[str], str],
         now_s: Callable[[], float],
@@ -174,10 +174,13 @@ class Claim:
         except InferenceError as error:
             log.warning("not marked as claimed", extra={"reason": error.message})
 
-    def _confirmed(self, value: Any) -> frozenset[str] | None:
-        """Peer ids. Nothing said: nobody. Raises InvalidRequest, and what `peer_of` does for somebody unknown."""
+    def _confirmed(self, value: Any) -> frozenset[str]:
+        """Peer ids. Nothing said: nobody; "all": whoever is asked about.
+
+        Raises InvalidRequest, and what `peer_of` does for somebody unknown.
+        """
         if value == "all":
-            return None
+            value = [machine["id"] for machine in self._unconfirmed()]
         if value is None:
             return frozenset()
         if not isinstance(value, list) or len(value) > CONFIRMED_MAX or not all(isinstance(v, str) for v in value):

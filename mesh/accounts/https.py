@@ -50,6 +50,7 @@ SUBJECTS_MAX = 100
 _FILE_BYTES_MAX = 1024 * 1024
 _COMMON_NAME_MAX = 64
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
+_NAMES = x509.SubjectAlternativeName
 _PRIVATE_KEY = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,15 @@ class SelfSigned:
 
     cert: Path
     key: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a person may want to know of a certificate."""
+
+    names: tuple[str, ...]
+    valid_until: datetime
     fingerprint: str
 
 
@@ -93,6 +103,16 @@ def server_context(cert: Path, key: Path, now: datetime) -> ssl.SSLContext:
 def fingerprint_of(cert: Path) -> str:
     """SHA-256 of the first certificate in the file, 64 hex digits. Raises StartError when there is none."""
     return _fingerprint(_certificates(cert)[0])
+
+
+def about(cert: Path) -> About:
+    """The first certificate in the file. Raises StartError when there is none."""
+    found = _certificates(cert)[0]
+    try:
+        names = tuple(str(name.value) for name in found.extensions.get_extension_for_class(_NAMES).value)
+    except (x509.ExtensionNotFound, ValueError):
+        names = ()
+    return About(names=names, valid_until=found.not_valid_after_utc, fingerprint=_fingerprint(found))
 
 
 def shown(fingerprint: str) -> str:

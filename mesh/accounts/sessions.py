@@ -20,7 +20,6 @@ import base64
 import binascii
 import functools
 import hashlib
-import hmac
 import json
 import logging
 import re
@@ -225,13 +224,6 @@ class Sessions:
             return self._secret if kid == _KID_OF_SECRET else None
         roster = self._roster()
         return _public_key(roster.members[kid].certificate) if roster.is_signer(kid) else None
-
-
-def check_csrf(principal: Principal, header: str | None) -> bool:
-    """Whether the header `x-csrf-token` is the session's own, in constant time."""
-    if not principal.csrf or not header:
-        return False
-    return hmac.compare_digest(header.encode("utf-8", "surrogatepass"), principal.csrf.encode())
 
 
 def _claims(claims: Mapping[str, Any]) -> _Claims | None:

@@ -27,7 +27,8 @@ _FORMS = {
 @with_settings
 def env(loaded: Loaded, shell: str | None, as_json: bool) -> None:
     running = control.read(loaded.config.data_dir)
-    url = running.url if running else control.local_url(loaded.config.host, loaded.config.port)
+    is_https = loaded.config.tls_cert is not None
+    url = running.url if running else control.local_url(loaded.config.host, loaded.config.port, is_https=is_https)
     variables = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": PLACEHOLDER_KEY}
     if as_json:
         print_json(variables)

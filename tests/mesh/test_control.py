@@ -31,6 +31,20 @@ def test_what_is_published_is_read_and_withdrawn(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_over_https_the_file_names_the_certificate_and_an_older_file_names_none(tmp_path: Path) -> None:
+    url = control.local_url("0.0.0.0", 8443, is_https=True)
+    assert url == "https://127.0.0.1:8443"
+    control.publish(tmp_path, port=8443, url=url, version="0.1.0", token="t0ken", fingerprint="ab" * 32)
+    found = control.read(tmp_path)
+    assert found is not None and (found.url, found.fingerprint) == (url, "ab" * 32)
+    path = tmp_path / "control.json"
+    table = json.loads(path.read_text())
+    del table["fingerprint"]
+    path.write_text(json.dumps(table))
+    older = control.read(tmp_path)
+    assert older is not None and older.fingerprint == ""
+
+
 def test_a_peer_withdraws_only_its_own_file(tmp_path: Path) -> None:
     mine = published(tmp_path, "mine")
     other = published(tmp_path, "another")

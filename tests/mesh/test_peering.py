@@ -53,6 +53,31 @@ async def test_claiming_keeps_the_confirmed_machines_and_makes_guests_of_the_oth
     assert mine.home.is_claimed and not mine.home.is_young
 
 
+async def test_a_guest_that_is_confirmed_when_the_mesh_is_claimed_is_a_full_member(tmp_path: Path) -> None:
+    """A claim that was cut off has made guests of machines that the person confirms when they try again."""
+    mine = peering(tmp_path / "data", [])
+    yours, theirs = Identity.generate(), Identity.generate()
+    roster = mine.home.roster
+    for identity, name in ((yours, "yours"), (theirs, "theirs")):
+        roster = roster.admit(mine.identity, identity.certificate_der, name, "ask", "guest", 1_000_000.0)
+    mine.agent.set_roster(roster)
+    await mine.governing.claim(frozenset({yours.peer_id}))
+    members = mine.home.roster.members
+    assert (members[yours.peer_id].state, members[yours.peer_id].may_revoke) == ("active", True)
+    assert members[theirs.peer_id].state == "guest"
+
+
+async def test_a_guest_cannot_claim_the_mesh(tmp_path: Path) -> None:
+    founder = Identity.generate()
+    mine = peering(tmp_path / "data", [])
+    roster = Roster.found(founder, "founder", 1_000_000.0)
+    roster = roster.admit(founder, mine.identity.certificate_der, "mine", "ask", "guest", 1_000_001.0)
+    mine.home.move(roster)
+    with pytest.raises(Refused, match="claim the mesh on founder"):
+        await mine.governing.claim(frozenset())
+    assert not mine.home.is_claimed
+
+
 async def test_who_came_by_the_door_cannot_claim_the_mesh(tmp_path: Path) -> None:
     founder = Identity.generate()
     mine = peering(tmp_path / "data", [])

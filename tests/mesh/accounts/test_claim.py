@@ -64,7 +64,7 @@ class Mesh:
         self.users.append({"id": "u1", "username": username, "role": "admin"})
         return self.users[-1]
 
-    async def claim(self, confirmed: frozenset[str] | None) -> None:
+    async def claim(self, confirmed: frozenset[str]) -> None:
         await self.step("mesh")
         self.claimed_with = confirmed
 
@@ -267,13 +267,13 @@ async def test_right_codes_are_not_counted(mesh: Mesh) -> None:
         ({}, frozenset[str]()),
         ({"confirm": []}, frozenset[str]()),
         ({"confirm": None}, frozenset[str]()),
-        ({"confirm": "all"}, None),
+        ({"confirm": "all"}, frozenset({"tower-peer", "cellar-peer"})),
         ({"confirm": ["id-tower"]}, frozenset({"tower-peer"})),
         ({"confirm": ["tower", "id-cellar"]}, frozenset({"tower-peer", "cellar-peer"})),
     ],
 )
 async def test_the_claim_makes_the_admin_and_confirms_only_the_machines_that_were_named(
-    mesh: Mesh, confirm: dict[str, Any], confirmed: frozenset[str] | None
+    mesh: Mesh, confirm: dict[str, Any], confirmed: frozenset[str]
 ) -> None:
     claim = await started(mesh)
     assert claim.setup() == {

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from gossip.identity import Identity
 from gossip.roster import Roster
 from mesh.accounts.errors import BadLogin, NotAllowed
-from mesh.accounts.sessions import KNOWN_MAX, LASTS_S, LEEWAY_S, Issued, Sessions, check_csrf
+from mesh.accounts.sessions import KNOWN_MAX, LASTS_S, LEEWAY_S, Issued, Sessions
 from mesh.errors import SettingError
 from mesh.secret import Secret
 from web.services import Principal
@@ -426,19 +426,3 @@ def test_a_secret_that_is_a_key_of_another_kind_is_told_at_the_start(secret: str
         House().at(FOUNDER, secret)
     assert secret not in str(error.value)
     assert "openssl rand" in error.value.fix
-
-
-# -- the other half of a cookie
-
-
-def test_the_csrf_header_is_the_sessions_own() -> None:
-    house = House()
-    sessions = house.at(FOUNDER)
-    mine, other = login(sessions), login(sessions)
-    principal = sessions.of(mine.token)
-    assert principal is not None
-    assert check_csrf(principal, mine.csrf)
-    for wrong in (None, "", other.csrf, mine.csrf[:-1], mine.csrf + " ", "é", "\ud800", mine.jti):
-        assert not check_csrf(principal, wrong)
-    assert not check_csrf(Principal(), "")
-    assert not check_csrf(Principal(), None)
