@@ -66,6 +66,7 @@ class PassingOn:
             )
             async with way(passed) as answer:
                 headers = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
+                headers["Cache-Control"] = "no-store"  # whatever it is, it is somebody's: a key that is shown once, say
                 if answer.status == 401:
                     headers["WWW-Authenticate"] = "Bearer"
                 return await downloaded(request, status=answer.status, headers=headers, chunks=answer.chunks)

@@ -177,6 +177,32 @@ async def test_a_write_is_made_by_the_coordinator_and_awaited_here() -> None:
         assert tower.managed.asked == [("settings", SERVER, {"notes": "warm"})]
 
 
+async def test_keys_and_users_are_made_by_the_coordinator_and_a_key_is_shown_once_by_the_peer_that_was_asked() -> None:
+    async with house("tower", "attic") as mesh:
+        tower, attic = (mesh.peers[name].managed.accounts for name in ("tower", "attic"))
+        ask = mesh.peers["attic"].ask
+        status, answer, headers = await ask("POST", "/api/api-keys", {"name": "scripts"})
+        assert (status, answer["key"], headers["cache-control"]) == (201, "sk-mesh-k-secret", "no-store")
+        assert (await ask("PUT", "/api/users/ann", {"role": "viewer"}))[0] == 200
+        assert (await ask("DELETE", "/api/api-keys/scripts"))[0] == 204
+        assert [call[0] for call in tower.asked] == ["create key", "change user", "delete key"]
+        assert attic.asked == []
+        assert [note.action for note in mesh.peers["tower"].managed.notes] == [
+            "key.create",
+            "user.change",
+            "key.delete",
+        ]
+
+
+async def test_a_login_is_answered_where_it_is_asked_for() -> None:
+    async with house("tower", "attic") as mesh:
+        mesh.coordinator["attic"] = None
+        body = {"username": "ann", "password": "open sesame"}
+        status, answer, headers = await mesh.peers["attic"].ask("POST", "/api/auth/login", body)
+        assert (status, answer["csrf"]) == (200, "csrf") and "HttpOnly" in headers["set-cookie"]
+        assert mesh.peers["tower"].seen == []
+
+
 async def test_what_changes_nothing_is_not_awaited() -> None:
     async with house("tower", "attic") as mesh:
         attic = mesh.peers["attic"]
