@@ -184,7 +184,7 @@ class _Kept:
         self._is_ended = False
         self._starting: asyncio.Task[Place | None] | None = None
         self._log = recorder.log
-        caller = asked.caller
+        caller, light = asked.caller, has_bodies and is_light(asked.body)
         self._start = Start(
             id=recorder.new_id(),
             at_ms=recorder.clocks.now_ms(),
@@ -196,13 +196,12 @@ class _Kept:
             user=caller.username or "",
             stream=asked.is_stream,
             recording="full" if has_bodies else "metadata",
+            request_body=recorder.kept(asked.body, is_light=True) if light else None,
         )
-        if not has_bodies:
-            recorder.put(self._start)
-        elif is_light(asked.body):
-            recorder.put(replace(self._start, request_body=recorder.kept(asked.body, is_light=True)))
-        else:
+        if has_bodies and not light:
             self._starting = recorder.beside(self._start_later(asked.body))
+        else:
+            recorder.put(self._start)
 
     def started(self, started: Started) -> None:
         self._started = started
@@ -222,15 +221,14 @@ class _Kept:
 
     def _ending(self, outcome: Outcome) -> asyncio.Future[Place | None]:
         """Queues the End: at once, or beside the request when something large has to be made first."""
-        end, body = self._end(outcome), outcome.body if self._has_bodies else None
-        if self._log is not None and self._log != self._recorder.log:
+        recorder, body = self._recorder, outcome.body if self._has_bodies else None
+        if self._log is not None and self._log != recorder.log:
             # The file was damaged and begun anew meanwhile: an End counts in the log that has its Start.
-            self._recorder.put(self._start)
+            recorder.put(self._start)
         if self._starting is not None or (body is not None and not is_light(body)):
-            return self._recorder.beside(self._end_later(end, body))
-        if body is not None:
-            end = replace(end, response_body=self._recorder.kept(body, is_light=True))
-        return self._recorder.put_watched(end)
+            return recorder.beside(self._end_later(self._end(outcome, None), body))
+        kept = recorder.kept(body, is_light=True) if body is not None else None
+        return recorder.put_watched(self._end(outcome, kept))
 
     async def _start_later(self, body: Mapping[str, Any]) -> None:
         kept = await self._in_thread(body)
@@ -249,7 +247,7 @@ class _Kept:
             log.exception("a body is not recorded", extra={"record": self._start.id})
             return None
 
-    def _end(self, outcome: Outcome) -> End:
+    def _end(self, outcome: Outcome, body: bytes | None) -> End:
         started, usage = self._started, outcome.usage
         node = started.peer_id if started is not None else ""
         names = (started.peer, *started.continued_on) if started is not None else ("",)
@@ -270,6 +268,7 @@ class _Kept:
             cached_tokens=usage.cached_tokens if usage is not None else None,
             ttft_ms=self._ttft_ms,
             duration_ms=self._elapsed_ms(),
+            response_body=body,
         )
 
     def _elapsed_ms(self) -> int:
