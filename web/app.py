@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from web import accounts, agents, auth, control, history, logs, mesh, openapi, pages, settings
+from web import accounts, agents, assets, auth, control, history, logs, mesh, openapi, pages, settings
 from web.border import Border, Handler, stamp
 from web.dialects import openai, shapes
 from web.guards import Policy
@@ -163,6 +163,7 @@ def _pages(services: Services) -> list[Route]:
         Route("GET", "/.well-known/llm-router", at.well_known, Policy.PUBLIC, pages.WELL_KNOWN),
         Route("GET", "/", at.root, Policy.PUBLIC, pages.ROOT),
         Route("GET", "/dashboard", at.dashboard, Policy.PUBLIC, pages.DASHBOARD),
+        Route("GET", "/dashboard/{name}", assets.AssetRoutes().asset, Policy.PUBLIC, assets.ASSET),
     ]
 
 

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from typing import Literal, TypedDict
 
 from aiohttp import web
 
+from web import assets
 from web.route import Answer, Operation
 from web.services import Services
-
-_CONTENT_SECURITY_POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-_DASHBOARD = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>LLM Router</title>
-<h1>LLM Router</h1>
-<p>{name} is up (version {version}). The dashboard comes in a later version.</p>
-<p>Base URL for OpenAI clients: <code>http://{host}/v1</code></p>
-<p>On this machine: <code>llm-router status</code>, <code>llm-router chat</code>, <code>llm-router model list</code></p>
-</html>
-"""
 
 
 class PageRoutes:
@@ -55,13 +42,8 @@ class PageRoutes:
         return web.Response(status=302, headers={"Location": "/dashboard"})
 
     async def dashboard(self, request: web.Request) -> web.Response:
-        """A page that says where to go, until there is a dashboard."""
-        state = self._services.state
-        page = _DASHBOARD.format(
-            name=html.escape(state.name), version=html.escape(state.version), host=html.escape(request.host)
-        )
-        headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
-        return web.Response(text=page, content_type="text/html", headers=headers)
+        """The page; what it shows, its scripts ask for."""
+        return assets.answer(request, assets.PAGE)
 
 
 class Health(TypedDict):
@@ -91,4 +73,4 @@ METRICS = Operation(
 )
 WELL_KNOWN = Operation(summary="Which mesh this is", tag="about", answers={200: Answer(shape=WellKnown)})
 ROOT = Operation(summary="To the dashboard", tag="about", answers={302: Answer(headers=("Location",))})
-DASHBOARD = Operation(summary="The dashboard", tag="about", answers={200: Answer(media=("text/html",))})
+DASHBOARD = assets.PAGE_OPERATION
