@@ -197,8 +197,10 @@ class Load:
         is_stream: Callable[[int], bool] = lambda number: True,
         headers: Mapping[str, str] | None = None,
         words: int = 0,
+        name: str = "question",
     ) -> None:
-        """`words`: how many more a question has than its number."""
+        """`words`: how many more a question has than its number. `name`: what no other load of the drill asks."""
+        self._name = name
         self._more = " word" * words
         self._peers = peers
         self._model = model
@@ -246,7 +248,7 @@ class Load:
                 time.sleep(0.05)
                 continue
             number = next(self._numbers)
-            question = Question(self._model, f"question {number}{self._more}", number, self._tokens)
+            question = Question(self._model, f"{self._name} {number}{self._more}", number, self._tokens)
             peer = peers[(number if self._pause_s == 0.0 else client) % len(peers)]
             answer = asked(peer, Answer(question.body, is_stream=self._is_stream(number)), self._headers)
             with self._lock:
