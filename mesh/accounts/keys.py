@@ -300,21 +300,26 @@ def is_person(caller: Caller) -> bool:
 
 
 def _key(key_id: str, fields: Mapping[str, Any]) -> Key | None:
-    """None when the row is no whole key."""
+    """None when the row is no whole key. What a newer peer may do more with it is left out."""
     sha256 = text_of(fields, "sha256")
     if len(sha256) != 64 or not fields.keys() >= set(_FIELDS):
         return None
-    limits = {limit: number_of(fields, limit) for limit in _LIMITS}
-    recording = text_of(fields, "recording")
+    told = {name: fields[name] for name in _FIELDS}
+    told["scopes"] = [scope for scope in texts_of(fields, "scopes") if scope in SCOPES]
+    told["recording"] = told["recording"] if told["recording"] in get_args(Recording) else None
+    try:
+        found = checked_fields(told)
+    except InvalidRequest:
+        return None
     return Key(
         id=key_id,
-        name=text_of(fields, "name"),
+        name=found["name"],
         sha256=sha256,
-        scopes=texts_of(fields, "scopes"),
-        models=texts_of(fields, "models"),
-        quota=Quota(**{limit: int(value) if value is not None else None for limit, value in limits.items()}),
-        expires_at=number_of(fields, "expires_at"),
-        recording=cast(Recording, recording) if recording in get_args(Recording) else None,
+        scopes=tuple(found["scopes"]),
+        models=tuple(found["models"]),
+        quota=Quota(**{limit: found[limit] for limit in _LIMITS}),
+        expires_at=found["expires_at"],
+        recording=cast("Recording | None", found["recording"]),
         created_at=number_of(fields, "created_at") or 0.0,
         created_by=text_of(fields, "created_by"),
     )
