@@ -10,17 +10,20 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import aiosqlite
 
 from gossip.identity import uuid_of
 from mesh.history.entries import LogId
-from mesh.history.filters import AsOf, Filters
+from mesh.history.filters import AsOf, Filters, Span
 from mesh.history.projection import STATES
 from mesh.history.schema import SEQ_BITS
 
 PREFIX_MIN = 6
 """An id may be shortened to so many characters."""
+Bound: TypeAlias = tuple[int, int]
+"""A time and a place: where a record stands in the order of lists."""
 _PEER_ID_LENGTH = 52
 _OPEN = "(ended IS NULL OR ended > ?)"
 
@@ -34,6 +37,43 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """A condition, and apart from it the times that it leaves: `from_ms`, included, to `to_ms`, not included.
+
+    Apart, because an index is searched by one bound only: that of a page or a piece must not compete with these.
+    """
+
+    condition: Condition
+    from_ms: int
+    to_ms: int
+
+    def all(self) -> Condition:
+        """The condition with its times."""
+        return Condition(
+            sql=f"{self.condition.sql} AND at >= ? AND at < ?",
+            parameters=(*self.condition.parameters, self.from_ms, self.to_ms),
+        )
+
+    def after(self, before: Bound, last: Bound | None = None) -> Condition:
+        """The condition for what comes after `before` in the order of lists, up to `last`, or to the oldest."""
+        last = last or self.oldest
+        return Condition(
+            sql=f"{self.condition.sql} AND (at, place) < (?, ?) AND (at, place) >= (?, ?)",
+            parameters=(*self.condition.parameters, *before, *last),
+        )
+
+    @property
+    def newest(self) -> Bound:
+        """Before all that is meant."""
+        return self.to_ms, 0
+
+    @property
+    def oldest(self) -> Bound:
+        """After all that is meant."""
+        return self.from_ms, 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
     """What the store cannot know: which logs are still written, and how peers are called now ("" for a stranger)."""
 
@@ -41,15 +81,11 @@ class Mesh:
     name_of: Callable[[str], str]
 
 
-async def condition(
+async def where(
     connection: aiosqlite.Connection, filters: Filters, as_of: AsOf, mesh: Mesh, logs: Mapping[LogId, int]
-) -> Condition:
+) -> Where:
     """Which records are meant, `filters.text` aside. `logs` are the numbers of the logs in this file."""
-    parts = [Condition(sql="arrived <= ? AND at <= ?", parameters=(as_of.arrived, as_of.until_ms))]
-    if filters.span.from_ms is not None:
-        parts.append(Condition(sql="at >= ?", parameters=(filters.span.from_ms,)))
-    if filters.span.to_ms is not None:
-        parts.append(Condition(sql="at < ?", parameters=(filters.span.to_ms,)))
+    parts = [Condition(sql="arrived <= ?", parameters=(as_of.arrived,))]
     if filters.model:
         sql = r"model IN (SELECT no FROM words WHERE kind = 'model' AND text LIKE ? ESCAPE '\')"
         parts.append(Condition(sql=sql, parameters=(f"%{escaped(filters.model)}%",)))
@@ -66,14 +102,22 @@ async def condition(
         parts.append(Condition(sql=f"({_in('node', nodes)} OR {by_name})", parameters=(filters.agent,)))
         parts.append(_ended(as_of))
     if filters.ingress:
-        meant = [no for log, no in logs.items() if is_meant(filters.ingress, log.peer, mesh.name_of(log.peer))]
-        parts.append(Condition(sql=_in(f"place >> {SEQ_BITS}", meant)))
+        written = [no for log, no in logs.items() if is_meant(filters.ingress, log.peer, mesh.name_of(log.peer))]
+        parts.append(Condition(sql=_in(f"place >> {SEQ_BITS}", written)))
     if filters.status:
         parts.append(_status(filters.status, as_of, living(mesh, logs)))
-    return Condition(
+    meant = Condition(
         sql=" AND ".join(part.sql for part in parts),
         parameters=tuple(parameter for part in parts for parameter in part.parameters),
     )
+    from_ms, to_ms = times(filters.span, as_of)
+    return Where(condition=meant, from_ms=from_ms, to_ms=to_ms)
+
+
+def times(span: Span, as_of: AsOf) -> tuple[int, int]:
+    """The first ms that is meant, and the first one that is not any more."""
+    to_ms = as_of.until_ms + 1
+    return span.from_ms or 0, to_ms if span.to_ms is None else min(span.to_ms, to_ms)
 
 
 def living(mesh: Mesh, logs: Mapping[LogId, int]) -> list[int]:

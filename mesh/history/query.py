@@ -19,7 +19,7 @@ from typing import Any
 import aiosqlite
 
 from mesh.history import search, totals, view
-from mesh.history.conditions import Condition, Mesh, condition, escaped
+from mesh.history.conditions import Condition, Mesh, Where, escaped, times, where
 from mesh.history.entries import LogId
 from mesh.history.errors import HistoryUnavailable
 from mesh.history.filters import (
@@ -91,8 +91,8 @@ class HistoryQuery:
         """
         filters, page = filters_of(query, self._now_ms()), page_of(query)
         as_of = await self._as_of(page.as_of)
-        where = await self._where(filters, as_of)
-        found = await (self._searched(filters, where, as_of) if filters.text else self._counted(where, page))
+        meant = await self._meant(filters, as_of)
+        found = await (self._searched(filters, meant, as_of) if filters.text else self._counted(meant.all(), page))
         places = found.places[page.offset : page.offset + page.size] if filters.text else found.places
         answer = {
             "records": await self.shown(places, with_bodies=query.get("bodies") == "true"),
@@ -131,14 +131,14 @@ class HistoryQuery:
         """A page of what was done, newest first: `{entries, total_count, page, per_page, as_of}`."""
         filters, page = audit_filters_of(query, self._now_ms()), page_of(query)
         as_of = await self._as_of(page.as_of)
-        where = _audit_condition(filters, as_of)
+        meant = _audit_condition(filters, as_of)
         logs = self._logs()
         async with self._store.reading() as connection:
-            total = await value(connection, f"SELECT count(*) FROM audits WHERE {where.sql}", *where.parameters)  # noqa: S608
+            total = await value(connection, f"SELECT count(*) FROM audits WHERE {meant.sql}", *meant.parameters)  # noqa: S608
             rows = await connection.execute_fetchall(
                 "SELECT place, at, actor, actor_kind, ip, action, target, detail FROM audits"  # noqa: S608
-                f" WHERE {where.sql} ORDER BY at DESC, place DESC LIMIT ? OFFSET ?",
-                (*where.parameters, page.size, page.offset),
+                f" WHERE {meant.sql} ORDER BY at DESC, place DESC LIMIT ? OFFSET ?",
+                (*meant.parameters, page.size, page.offset),
             )
         entries = [view.audit(row, log, self._mesh) for row in rows if (log := logs.get(row[0] >> SEQ_BITS))]
         return {
@@ -152,24 +152,25 @@ class HistoryQuery:
     async def walked(self, filters: Filters, size: int) -> AsyncGenerator[list[int], None]:
         """The places of all records that are meant, newest first, in lists; for exports. No list is long."""
         as_of = await self._as_of(None)
-        where = await self._where(filters, as_of)
+        meant = await self._meant(filters, as_of)
         if filters.text:
             async with (
                 self._searching(),
-                contextlib.aclosing(search.pieces(self._store.reading, where, as_of, filters.text)) as pieces,
+                contextlib.aclosing(search.pieces(self._store.reading, meant, as_of, filters.text)) as pieces,
             ):
                 async for piece in pieces:
                     for at in range(0, len(piece.places), size):
                         yield piece.places[at : at + size]
             return
-        sql = (
-            f"SELECT at, place FROM records INDEXED BY records_at WHERE {where.sql} AND (at, place) < (?, ?)"  # noqa: S608
-            " ORDER BY at DESC, place DESC LIMIT ?"
-        )
-        before = search.NEWEST
+        before = meant.newest
         while True:
+            rest = meant.after(before)
+            sql = (
+                f"SELECT at, place FROM records INDEXED BY records_at WHERE {rest.sql}"  # noqa: S608
+                " ORDER BY at DESC, place DESC LIMIT ?"
+            )
             async with self._store.reading() as connection:
-                rows = list(await connection.execute_fetchall(sql, (*where.parameters, *before, size)))
+                rows = list(await connection.execute_fetchall(sql, (*rest.parameters, size)))
             if not rows:
                 return
             yield [place for _, place in rows]
@@ -205,40 +206,40 @@ class HistoryQuery:
             until_ms = max(until_ms, newest if isinstance(newest, int) else 0)
         return AsOf(arrived=arrived, file=self._store.file, until_ms=min(until_ms, TIME_MS_MAX))
 
-    async def _where(self, filters: Filters, as_of: AsOf) -> Condition:
+    async def _meant(self, filters: Filters, as_of: AsOf) -> Where:
         async with self._store.reading() as connection:
-            return await condition(connection, filters, as_of, self._mesh, self._store.numbers())
+            return await where(connection, filters, as_of, self._mesh, self._store.numbers())
 
-    async def _counted(self, where: Condition, page: Page) -> Found:
+    async def _counted(self, meant: Condition, page: Page) -> Found:
         """One page, and how many there are."""
-        source = f"FROM records INDEXED BY records_at WHERE {where.sql}"
+        source = f"FROM records INDEXED BY records_at WHERE {meant.sql}"
         async with self._store.reading() as connection:
-            total = await value(connection, f"SELECT count(*) {source}", *where.parameters)
+            total = await value(connection, f"SELECT count(*) {source}", *meant.parameters)
             rows = await connection.execute_fetchall(
                 f"SELECT place {source} ORDER BY at DESC, place DESC LIMIT ? OFFSET ?",
-                (*where.parameters, page.size, page.offset),
+                (*meant.parameters, page.size, page.offset),
             )
         assert isinstance(total, int)
         return Found(places=[place for (place,) in rows], total=total, back_to_ms=None, ended=self._clock())
 
-    async def _searched(self, filters: Filters, where: Condition, as_of: AsOf) -> Found:
+    async def _searched(self, filters: Filters, meant: Where, as_of: AsOf) -> Found:
         """All that hold the text, as far as time allows. Remembered, so that pages can be turned."""
-        key = (filters, as_of, where)
+        key = (filters, as_of, meant)
         known = self._found.get(key)
         if known is not None and self._clock() - known.ended < REMEMBERED_S:
             return known
         async with self._searching():
-            found = await self._search(filters, where, as_of)
+            found = await self._search(filters, meant, as_of)
         self._found[key] = found
         self._found.move_to_end(key)
         while len(self._found) > REMEMBERED_MAX:
             self._found.popitem(last=False)
         return found
 
-    async def _search(self, filters: Filters, where: Condition, as_of: AsOf) -> Found:
+    async def _search(self, filters: Filters, meant: Where, as_of: AsOf) -> Found:
         places, total, back_to_ms = array("q"), 0, None
         ends = self._clock() + SEARCH_S
-        async with contextlib.aclosing(search.pieces(self._store.reading, where, as_of, filters.text)) as pieces:
+        async with contextlib.aclosing(search.pieces(self._store.reading, meant, as_of, filters.text)) as pieces:
             async for piece in pieces:
                 total += len(piece.places)
                 places.extend(piece.places[: FOUND_MAX - len(places)])
@@ -261,12 +262,7 @@ class HistoryQuery:
 
 
 def _audit_condition(filters: AuditFilters, as_of: AsOf) -> Condition:
-    parts = [
-        ("arrived <= ?", as_of.arrived),
-        ("at <= ?", as_of.until_ms),
-        *([("at >= ?", filters.span.from_ms)] if filters.span.from_ms is not None else []),
-        *([("at < ?", filters.span.to_ms)] if filters.span.to_ms is not None else []),
-    ]
+    parts = [("arrived <= ?", as_of.arrived), *zip(("at >= ?", "at < ?"), times(filters.span, as_of), strict=True)]
     texts = [
         (column, text)
         for column, text in (

@@ -30,15 +30,11 @@ from typing import TypeAlias
 
 import aiosqlite
 
-from mesh.history.conditions import Condition, escaped
+from mesh.history.conditions import Bound, Where, escaped
 from mesh.history.filters import AsOf
 
 PIECE_RECORDS = 4_096
 PIECES_AT_ONCE = 2
-NEWEST = (1 << 63) - 1, (1 << 63) - 1
-OLDEST = 0, 0
-Bound: TypeAlias = tuple[int, int]
-"""A time and a place: where a record stands in the order of all."""
 Reading: TypeAlias = Callable[[], AbstractAsyncContextManager[aiosqlite.Connection]]
 
 
@@ -57,31 +53,31 @@ def patterns(text: str) -> list[str]:
     return [f"%{escaped(form)}%" for form in written]
 
 
-async def pieces(reading: Reading, condition: Condition, as_of: AsOf, text: str) -> AsyncGenerator[Piece, None]:
-    """The records that the condition leaves and that hold the text, piece by piece, newest first."""
+async def pieces(reading: Reading, where: Where, as_of: AsOf, text: str) -> AsyncGenerator[Piece, None]:
+    """The records that are meant and hold the text, piece by piece, newest first."""
     likes = patterns(text)
     matches = " OR ".join(
         f"CAST(substr({entry}.data, {entry}.body_at + 1, {entry}.body_bytes) AS TEXT) LIKE ? ESCAPE '\\'"
         for entry in ("asked", "answered")
         for _ in likes
     )
-    sql = (
-        "SELECT found.place FROM (SELECT place, at, end_place, ended FROM records INDEXED BY records_at"  # noqa: S608
-        f" WHERE {condition.sql} AND (at, place) < (?, ?) AND (at, place) >= (?, ?)) AS found"
-        " JOIN entries AS asked ON asked.place = found.place"
-        " LEFT JOIN entries AS answered ON answered.place = found.end_place AND found.ended <= ?"
-        f" WHERE {matches} ORDER BY found.at DESC, found.place DESC"
-    )
 
     async def matching(before: Bound, last: Bound) -> Piece:
-        parameters = (*condition.parameters, *before, *last, as_of.arrived, *likes, *likes)
+        meant = where.after(before, last)
+        sql = (
+            "SELECT found.place FROM (SELECT place, at, end_place, ended FROM records INDEXED BY records_at"  # noqa: S608
+            f" WHERE {meant.sql}) AS found"
+            " JOIN entries AS asked ON asked.place = found.place"
+            " LEFT JOIN entries AS answered ON answered.place = found.end_place AND found.ended <= ?"
+            f" WHERE {matches} ORDER BY found.at DESC, found.place DESC"
+        )
         async with reading() as connection:
-            rows = await connection.execute_fetchall(sql, parameters)
+            rows = await connection.execute_fetchall(sql, (*meant.parameters, as_of.arrived, *likes, *likes))
         return Piece(places=[place for (place,) in rows], at=last[0])
 
     waiting: list[asyncio.Task[Piece]] = []
     try:
-        async for before, last in bounds(reading, condition, PIECE_RECORDS):
+        async for before, last in bounds(reading, where, PIECE_RECORDS):
             waiting.append(asyncio.create_task(matching(before, last)))
             if len(waiting) == PIECES_AT_ONCE:
                 yield await waiting[0]
@@ -96,16 +92,17 @@ async def pieces(reading: Reading, condition: Condition, as_of: AsOf, text: str)
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def bounds(reading: Reading, condition: Condition, records: int) -> AsyncGenerator[tuple[Bound, Bound], None]:
-    """Cuts what the condition leaves into pieces of so many records, newest first: after which one, up to which one."""
-    sql = (
-        f"SELECT at, place FROM records INDEXED BY records_at WHERE {condition.sql} AND (at, place) < (?, ?)"  # noqa: S608
-        " ORDER BY at DESC, place DESC LIMIT 1 OFFSET ?"
-    )
-    before = NEWEST
-    while before != OLDEST:
+async def bounds(reading: Reading, where: Where, records: int) -> AsyncGenerator[tuple[Bound, Bound], None]:
+    """Cuts what is meant into pieces of so many records, newest first: after which one, up to which one."""
+    before = where.newest
+    while before != where.oldest:
+        meant = where.after(before)
+        sql = (
+            f"SELECT at, place FROM records INDEXED BY records_at WHERE {meant.sql}"  # noqa: S608
+            " ORDER BY at DESC, place DESC LIMIT 1 OFFSET ?"
+        )
         async with reading() as connection:
-            found = list(await connection.execute_fetchall(sql, (*condition.parameters, *before, records - 1)))
-        last: Bound = tuple(found[0]) if found else OLDEST
+            found = list(await connection.execute_fetchall(sql, (*meant.parameters, records - 1)))
+        last: Bound = tuple(found[0]) if found else where.oldest
         yield before, last
         before = last

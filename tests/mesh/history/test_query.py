@@ -585,12 +585,12 @@ async def test_lists_and_totals_do_not_read_entries(store: HistoryStore, history
 async def test_lists_are_counted_and_paged_on_the_index_alone(
     store: HistoryStore, history: HistoryQuery, query: dict[str, str]
 ) -> None:
-    where = await history._where(filters_of(query, NOW_MS), await history._as_of(None))
+    meant = (await history._meant(filters_of(query, NOW_MS), await history._as_of(None))).all()
     async with store.reading() as connection:
         for columns, order in (("count(*)", ""), ("place", "ORDER BY at DESC, place DESC LIMIT 10")):
             plan = await connection.execute_fetchall(
-                f"EXPLAIN QUERY PLAN SELECT {columns} FROM records INDEXED BY records_at WHERE {where.sql} {order}",
-                where.parameters,
+                f"EXPLAIN QUERY PLAN SELECT {columns} FROM records INDEXED BY records_at WHERE {meant.sql} {order}",
+                meant.parameters,
             )
             steps = " / ".join(str(row[3]) for row in plan)
             assert "USING COVERING INDEX records_at" in steps
