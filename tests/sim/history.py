@@ -407,11 +407,11 @@ def _claims_to_be_replicated(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _believes_it_arrived(real: Callable[..., Any]) -> Callable[..., Any]:
-    async def push(self: Replication, target: str, want: Want) -> Span:
-        before = self._store().vector()[want.log]  # type: ignore[union-attr]
+    async def push(self: Replication, target: str, want: Want) -> tuple[Span, bool]:
+        mine = self._store().vector()[want.log]  # type: ignore[union-attr]
         with contextlib.suppress(replication.Refused):
             await real(self, target, want)
-        return before
+        return mine, False
 
     return push
 

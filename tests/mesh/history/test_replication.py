@@ -200,7 +200,7 @@ def test_the_coordinator_pushes_to_two_successors() -> None:
         assert [len(house.peers[name].holds(place.log)) for name in "bcd"] == [1, 1, 0]
 
 
-def test_one_message_is_on_its_way_and_carries_what_came_meanwhile() -> None:
+def test_one_message_is_on_its_way_and_the_next_carries_what_came_meanwhile() -> None:
     @play("a", "b")
     async def _(house: House) -> None:
         b = house.peers["b"]
@@ -211,6 +211,24 @@ def test_one_message_is_on_its_way_and_carries_what_came_meanwhile() -> None:
         await asyncio.sleep(1)
         assert len(house.peers["a"].holds(b.disk.own)) == 10
         assert [asked for asked in house.asked if asked == ("b", "a", PUSH_PATH)] == [("b", "a", PUSH_PATH)] * 2
+
+
+def test_a_busy_peer_sends_twenty_messages_a_second_and_more_when_somebody_waits() -> None:
+    @play("a", "b")
+    async def _(house: House) -> None:
+        b = house.peers["b"]
+        for is_waited_for in (False, True):
+            house.asked.clear()
+            for number in range(200):
+                place = await b.write(item(number))
+                if is_waited_for:
+                    assert await b.replication.replicated(place)
+                else:
+                    await asyncio.sleep(0.005)
+            pushes = [asked for asked in house.asked if asked == ("b", "a", PUSH_PATH)]
+            assert len(pushes) >= 200 if is_waited_for else 15 <= len(pushes) <= 25
+            await asyncio.sleep(1)
+        assert len(house.peers["a"].holds(b.disk.own)) == 400
 
 
 def test_large_logs_travel_in_several_messages() -> None:
@@ -283,10 +301,10 @@ def test_what_was_retired_goes_on_the_copies_too() -> None:
     async def _(house: House) -> None:
         a, b = house.peers["a"], house.peers["b"]
         await b.write(*map(item, range(1, 6)))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         await b.disk.retire(b.disk.own, 3)
         b.replication.committed()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         assert a.disk.vector()[b.disk.own] == (3, 5)
 
 
