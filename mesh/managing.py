@@ -109,7 +109,10 @@ class Managing:
         await self._cordon(who, caller, is_cordoned=False)
 
     async def delete(self, who: str, is_confirmed: bool, caller: Caller) -> None:
-        """Out for good. Raises Refused for a peer that is online, until it is confirmed."""
+        """Out for good. Raises Refused for a peer that is online, until it is confirmed.
+
+        Answered by the peer that is asked: what is ended stays so, in whatever order others hear of it, and nobody
+        revokes itself, so the coordinator goes by the hand of another one."""
         sight = self._sight(who)
         if sight is None:
             await self._servers.delete(who)

@@ -42,6 +42,7 @@ from mesh.ports import port_busy
 from mesh.state import State
 from mesh.stop import Announce, Stop
 from mesh.version import engine_version, our_version
+from web.app import route_table
 from web.listener import Listener
 from web.services import Access, ChatFacet, Limits, LogsFacet, ModelsFacet, Services, StateFacet
 
@@ -149,8 +150,9 @@ async def _listening(parts: Parts) -> AsyncIterator[tuple[Listener, State]]:
     also = (config.bind_address, config.node_port) if config.node_port else None
     addresses = bound(host=config.host, port=config.port, is_open=config.open, also=also)
     services = _services(parts, state)
-    parts.serve_passed(services)
-    listener = Listener(services, addresses, ssl_context=_https(config))
+    table = route_table(services)
+    parts.serve_passed(services, table)
+    listener = Listener(services, addresses, table, ssl_context=_https(config))
     try:
         await listener.start()
     except OSError as error:

@@ -9,7 +9,7 @@ them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gossip.home import Home
@@ -34,12 +34,13 @@ from mesh.office import Office
 from mesh.peering import Heard, Peering, home_of, identity_of
 from mesh.report import Report
 from mesh.stop import Stop
-from web.app import route_table
 from web.hop import hop_routes
-from web.passed import passed_routes
+from web.passed import PassedRoutes, passed_routes
+from web.route import Route
 from web.services import HopFacet, Limits, Services
 
 DRAIN_S = 30.0
+PASSED_S = 1.0
 HAND_OVER_S = 5.0
 """What other peers asked for and what does not end by itself within this goes on elsewhere."""
 
@@ -112,6 +113,7 @@ class Parts:
         service = HopService(engine.local, self.keeping.servers)
         facet = HopFacet(generate=service.generate, embed=service.embed, load=self.report.load_bytes)
         self.hop_routes, self._routes = hop_routes(facet, Limits(), lambda request: request[MEMBER])
+        self._passed: PassedRoutes | None = None
         self._watch()
 
     def _new_keeping(self, identity: Identity, home: Home) -> Keeping:
@@ -188,14 +190,15 @@ class Parts:
     def _left(self, peer: str) -> None:
         """Dead, gone, or no member any more: what it asked for here ends, and so does what it was asked for."""
         self.hop_routes.gone(peer)
+        self.office.passing.gone(peer)
         if peer not in self.peering.home.roster.members:
             self.hop.gone(peer)
 
-    def serve_passed(self, services: Services) -> None:
+    def serve_passed(self, services: Services, table: Sequence[Route]) -> None:
         """What this peer answers for others who were asked is what it answers its own clients."""
-        _, routes = passed_routes(
+        self._passed, routes = passed_routes(
             services,
-            route_table(services),
+            table,
             peer_of=lambda request: request[MEMBER],
             may_pass=lambda peer: self.peering.home.roster.is_signer(peer),
             version=lambda: self.keeping.admin.version,
@@ -217,4 +220,6 @@ class Parts:
         for task in (drain, hurry):
             task.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
+        if self._passed is not None:
+            await self._passed.stop(PASSED_S)
         await self.office.history.handed_over()

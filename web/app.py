@@ -97,7 +97,7 @@ def _agents(services: Services) -> list[Route]:
         *both_spellings("GET", "/api/agents", seen.agents, Policy.LOCAL, mesh.AGENTS),
         *both_spellings("POST", "/api/agents", at.register, admin, agents.REGISTER, COORDINATOR),
         *both_spellings("GET", one, seen.peer, Policy.LOCAL, mesh.AGENT),
-        *both_spellings("DELETE", one, at.delete, admin, agents.DELETE, COORDINATOR),
+        *both_spellings("DELETE", one, at.delete, admin, agents.DELETE),
         *both_spellings("PUT", f"{one}/settings", at.settings, admin, agents.SETTINGS, COORDINATOR),
         *both_spellings("POST", f"{one}/disconnect", at.disconnect, admin, agents.DISCONNECT, COORDINATOR),
         *both_spellings("POST", f"{one}/enable", at.enable, admin, agents.ENABLE, COORDINATOR),

@@ -56,6 +56,10 @@ _PROBES = frozenset({"/health", "/ready", "/metrics"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+# What may run for long, and ends when its caller is revoked. The others are short, and may end their own login or key.
+_LONG = frozenset({Policy.INFERENCE, Policy.VIEW})
+
+
 class Border:
     """Guards, answers and counts each request. `policies` maps a handler of the route table to its policy."""
 
@@ -122,7 +126,7 @@ class Border:
             caller = request[CALLER] = _caller(facts, admission)
             if admission.principal is not None:
                 request[PRINCIPAL] = admission.principal
-                if self._watch is not None:
+                if self._watch is not None and policy in _LONG:
                     with self._watch.watching(caller):
                         return await handler(request)
         return await handler(request)
