@@ -66,6 +66,7 @@ class Accounts:
         """`claim` makes the set-up: `Claim`, with those of its arguments that are the mesh's already given."""
         self._book = book
         self._used_path = data_dir / USED_FILE
+        self._me = identity.peer_id
         self._others = others
         self._now_s = now_s
         self._clock = clock
@@ -193,7 +194,8 @@ class Accounts:
         came = self._clock()
         while True:
             now = self._clock()
-            found = self._ledger.ask(key.id, key.quota, tokens, now, self._now_s(), self._others())
+            others = set(self._others()) - {self._me}
+            found = self._ledger.ask(key.id, key.quota, tokens, now, self._now_s(), others)
             match found:
                 case Admitted():
                     return Spending(headers=_headers(found.left), ended=partial(self._ended, found, [False]))

@@ -37,6 +37,8 @@ TOLD_S = 2.5
 """Gossip at 50 peers brings the load to 99 % of them in 2.7 s, at 5 in 1.6; and it is told every half second."""
 ACTIVE_S = 15.0
 """After so long without a request of the key a peer no longer counts as one where it is active."""
+IDLE_STEP_S = 5
+BEAT_S = 10.0
 SLACK = 1.15
 """Shares that add up to the limit leave some of it unused: what one peer does not take, another may not."""
 COLD_SHARE = 0.1
@@ -116,7 +118,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyUse:
-    """What one peer used of one key: in the last minute, and of today. `idle_s` since its last request."""
+    """What one peer used of one key: in the last minute, and of today. `idle_s` since its last request, in steps of
+    IDLE_STEP_S and no more than matters."""
 
     key_id: str
     requests: int
@@ -127,10 +130,12 @@ class KeyUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What one peer tells the others. `day` counts from 1970."""
+    """What one peer tells the others. `day` counts from 1970. `beat` makes it news while anything was used lately:
+    gossip carries what is new, and what was heard long ago is forgotten."""
 
     day: int
     keys: tuple[KeyUse, ...]
+    beat: int = 0
 
 
 class Ledger:
@@ -196,10 +201,11 @@ class Ledger:
                 del self._own[key_id]
         busiest = sorted(self._own.items(), key=lambda item: item[1].rank(now), reverse=True)[:TOLD_KEYS_MAX]
         uses = tuple(own.told(key_id, now) for key_id, own in busiest)
-        data = pack(Use(day=self._day, keys=uses))
+        beat = int(now // BEAT_S) if any(use.requests or use.tokens for use in uses) else 0
+        data = pack(Use(day=self._day, keys=uses, beat=beat))
         while len(data) > TOLD_BYTES_MAX:
             uses = uses[:-1]
-            data = pack(Use(day=self._day, keys=uses))
+            data = pack(Use(day=self._day, keys=uses, beat=beat))
         return data
 
     def heard(self, peer: str, data: bytes, now: float, wall_s: float) -> None:
@@ -347,7 +353,7 @@ class _Own:
             requests=self.since("requests", -math.inf),
             tokens=self.since("tokens", -math.inf),
             day_tokens=self.day_tokens,
-            idle_s=min(255, int(now - self.active_at)),
+            idle_s=min(int(ACTIVE_S + IDLE_STEP_S), int((now - self.active_at) // IDLE_STEP_S * IDLE_STEP_S)),
         )
 
 

@@ -144,6 +144,24 @@ def test_what_is_told_fits_a_fast_fact_and_holds_the_busiest() -> None:
     assert isinstance(other.ask("key00000", Quota(tokens_per_day=10_000), 1, 101.0, NOON, NOBODY), Admitted)
 
 
+def test_nothing_new_is_told_of_keys_that_are_not_used() -> None:
+    ledger = Ledger("a")
+    ledger.ask("k", Quota(tokens_per_day=1000), 10, 100.0, NOON, NOBODY)
+    later = {ledger.told(now, NOON) for now in (170.0, 171.5, 200.0, 3000.0)}
+    assert len(later) == 1 and ledger.told(101.0, NOON) not in later
+
+
+def test_steady_use_is_news_again_and_again_so_that_it_is_not_forgotten() -> None:
+    ledger = Ledger("a")
+    quota = Quota(requests_per_minute=1000)
+    told = set()
+    for n in range(300):
+        ledger.ask("k", quota, 0, 100.0 + n, NOON, NOBODY)
+        if n >= 120:  # as many come as go: the sums stay the same
+            told.add(ledger.told(100.0 + n, NOON))
+    assert len(told) >= 180 / MINUTE_S * 3
+
+
 def test_a_key_that_is_not_used_is_forgotten() -> None:
     ledger = Ledger("a")
     for n in range(50):
