@@ -292,6 +292,7 @@ def signed_wrong(token: str, signer: Identity | str) -> dict[str, str]:
         "by a stranger": made(header, claims, STRANGER),
         "by another member": made(header, claims, MEMBER),
         "with another secret": made(header, claims, "another secret, of more than 32 bytes"),
+        "a member's own, in the name of another": made(header | {"kid": MEMBER.peer_id}, claims, MEMBER),
         "a stranger's own": made(header | {"kid": STRANGER.peer_id}, claims, STRANGER),
         "a guest's own": made(
             header | {"kid": GUEST.peer_id},
@@ -376,12 +377,14 @@ NOBODY, NOBODY_BY_SECRET = House().at(FOUNDER), House().at(FOUNDER, SECRET)
 def test_tokens_that_are_kept_are_bounded_and_what_was_dropped_is_still_good() -> None:
     house = House()
     sessions = house.at(FOUNDER, SECRET)
-    first = login(sessions).token
+    first, used = login(sessions).token, login(sessions).token
     assert sessions.of(first) is not None
     for _ in range(KNOWN_MAX + 10):
         assert sessions.of(login(sessions).token) is not None
+        assert sessions.of(used) is not None
     assert len(sessions._known) == KNOWN_MAX
     assert hashlib.sha256(first.encode()).digest() not in sessions._known
+    assert hashlib.sha256(used.encode()).digest() in sessions._known
     assert sessions.of(first) is not None
 
 
