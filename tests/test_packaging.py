@@ -107,7 +107,7 @@ def third_party(shipped: list[str]) -> set[str]:
 def test_every_dependency_is_imported_explained_and_nothing_else_is_needed() -> None:
     declared = {re.split(r"[><=\[]", line)[0] for line in PROJECT["project"]["dependencies"]}
     shipped = [n for n in tracked() if n.split("/")[0] in PACKAGES and n.endswith(".py") and "/make/" not in n]
-    names = {"pynvml": "nvidia-ml-py", "prometheus_client": "prometheus-client"}
+    names = {"pynvml": "nvidia-ml-py", "prometheus_client": "prometheus-client", "jwt": "pyjwt"}
     assert {names.get(module, module) for module in third_party(shipped)} - {"llama_cpp"} == declared
     page = read("docs/decisions/0001-dependencies.md")
     assert {name for name in declared if f"| {name}" not in page} == set()
