@@ -18,6 +18,7 @@ from mesh.cli.output import print_json
 from mesh.cli.state import print_fields
 from mesh.config import Config, Loaded
 from mesh.hosts import allowed_hosts, own_addresses
+from mesh.private import private_folder
 
 FOLDER = "tls"
 
@@ -43,10 +44,11 @@ tls = LazyGroup(
 @json_option
 @with_settings
 def self_signed(loaded: Loaded, names: tuple[str, ...], force: bool, as_json: bool) -> None:
+    folder = loaded.config.data_dir
+    private_folder(folder)  # before the first start it is made here, and a peer refuses one that is open to others
     hosts, addresses = _subjects(loaded.config, names)
-    made = https.self_signed(
-        loaded.config.data_dir / FOLDER, hosts, addresses, datetime.now(UTC).replace(microsecond=0), force=force
-    )
+    now = datetime.now(UTC).replace(microsecond=0)
+    made = https.self_signed(folder / FOLDER, hosts, addresses, now, force=force)
     settings = {"LLM_ROUTER_TLS_CERT": str(made.cert), "LLM_ROUTER_TLS_KEY": str(made.key)}
     fields = {"cert": str(made.cert), "key": str(made.key)} | _fields(made.cert)
     if as_json:

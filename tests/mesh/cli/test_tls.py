@@ -53,6 +53,16 @@ def test_it_is_for_what_was_asked_for_and_for_the_machines_own_names(tmp_path: P
     assert [name for name in names if name.startswith("fe80")] == ["fe80::7"]
 
 
+def test_before_the_first_start_it_makes_the_data_folder_as_a_peer_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new" / "data"
+    monkeypatch.setenv("LLM_ROUTER_DATA_DIR", str(folder))
+    assert run("tls", "self-signed").exit_code == 0
+    with control.locked(folder):
+        assert (folder / "tls" / "key.pem").exists()
+
+
 def test_with_json_stdout_is_json(tmp_path: Path) -> None:
     result = run("tls", "self-signed", "--json")
     assert result.stderr == ""
