@@ -9,6 +9,8 @@ from contextlib import closing
 
 import psutil
 
+from mesh.errors import StartError
+
 MESH_NAME = "llm-router.local"
 """The name that outlives machines: the coordinator publishes it by mDNS."""
 
@@ -40,22 +42,55 @@ def allowed_hosts(configured: Iterable[str], addresses: Iterable[str]) -> frozen
     return frozenset({*own, *(a.lower() for a in addresses), *added})
 
 
-def bound(*, host: str, port: int, is_open: bool, also: Address | None) -> list[Address]:
-    """The addresses to listen on. Not open to the LAN: loopback only, whatever `host` says.
+def bound(*, host: str, port: int, also: Address | None) -> list[Address]:
+    """The addresses to listen on: who is answered there is for the guards, which want a key of other machines.
 
     Loopback is bound in any case: the command line talks to the peer there. IPv6's beside IPv4's, because `localhost`
     means it to many programs. `also` is LLM_NODE_PORT's.
     """
     local, everywhere = "127.0.0.1", "0.0.0.0"  # noqa: S104 - compared, not bound
     host = local if host.lower() == "localhost" else host  # it is two addresses, both of which are bound below
-    out = [(host if is_open or is_loopback(host) else local, port)]
+    out = [(host, port)]
     if also is not None:
-        out.append((also[0] if is_open or is_loopback(also[0]) else local, also[1]))
+        out.append(also)
     if port and out[0][0] not in (local, everywhere):
         out.append((local, port))
     if port and out[0][0] not in ("::", "::1") and has_ipv6_loopback():
         out.append(("::1", port))
     return out
+
+
+def check_open(hosts: Iterable[str], addresses: Iterable[str]) -> None:
+    """Raises StartError when a listener on `hosts` would answer the internet without a key, and nobody said so.
+
+    `addresses` are this machine's. Whoever names one address to answer on means it, a public one too.
+    """
+    strangers = sorted({address for host in hosts for address in public_addresses(host, addresses)})
+    if strangers:
+        raise StartError(
+            f"--open would let the whole internet use this machine's models without a key: it has the public address "
+            f"{', '.join(strangers[:3])}",
+            fix="leave --open out and give clients keys (llm-router keys create), or name the one address to answer "
+            "on: --host 192.168.1.5",
+        )
+
+
+def public_addresses(host: str, addresses: Iterable[str]) -> list[str]:
+    """Those of `addresses` that a listener on "everywhere" answers on and that the internet may reach.
+
+    None for a host that is one address. Not public: what providers share among customers (100.64.0.0/10), which is
+    also where private networks of machines (Tailscale) have theirs.
+    """
+    version = {"0.0.0.0": 4, "::": 6}.get(host)  # noqa: S104 - compared, not bound
+    found = []
+    for text in addresses:
+        try:
+            address = ipaddress.ip_address(text.partition("%")[0])
+        except ValueError:
+            continue
+        if address.version == version and address.is_global and not address.is_multicast:
+            found.append(str(address))
+    return found
 
 
 def lan_name(host: str) -> str:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from urllib.parse import urlsplit
 
 from inference.engine.client import DEFAULT_WORKER, EngineClient
 from inference.hardware import GpuClaim, Hardware, detect
@@ -31,7 +32,7 @@ from mesh.cli.greeting import Start, greeting
 from mesh.config import Config, Loaded
 from mesh.descriptors import room_for_connections
 from mesh.errors import StartError
-from mesh.hosts import allowed_hosts, bound, is_loopback, lan_name, own_addresses
+from mesh.hosts import allowed_hosts, bound, check_open, lan_name, own_addresses
 from mesh.lag import watched_lag
 from mesh.loading import SLOTS, Loading
 from mesh.local import LocalHolder
@@ -148,7 +149,9 @@ async def _listening(parts: Parts) -> AsyncIterator[tuple[Listener, State]]:
         pool=parts.engine.pool,
     )
     also = (config.bind_address, config.node_port) if config.node_port else None
-    addresses = bound(host=config.host, port=config.port, is_open=config.open, also=also)
+    if config.open:
+        check_open([config.host, also[0] if also else config.host], own_addresses())
+    addresses = bound(host=config.host, port=config.port, also=also)
     services = _services(parts, state)
     table = route_table(services)
     parts.serve_passed(services, table)
@@ -168,7 +171,7 @@ async def _listening(parts: Parts) -> AsyncIterator[tuple[Listener, State]]:
 
 def _url(config: Config, listener: Listener) -> str:
     """How this machine reaches the peer: loopback is bound beside another address, unless any free port was asked."""
-    host = "127.0.0.1" if config.port or not config.open else config.host
+    host = "127.0.0.1" if config.port else config.host
     return control.local_url(host, listener.port, is_https=config.tls_cert is not None)
 
 
@@ -232,9 +235,6 @@ def _services(parts: Parts, state: State) -> Services:
 
 
 def _start(config: Config, hardware: Hardware, engine: str | None, url: str, port: int, models: int) -> Start:
-    warnings = []
-    if not config.open and not is_loopback(config.host) and config.host != "0.0.0.0":  # noqa: S104 - compared
-        warnings.append(f"--host {config.host} takes effect with --open only: this version has no keys for the LAN yet")
     return Start(
         name=config.name,
         version=our_version(),
@@ -245,6 +245,5 @@ def _start(config: Config, hardware: Hardware, engine: str | None, url: str, por
         models=models,
         models_dir=config.models_dir,
         url=url,
-        lan_url=f"http://{lan_name(config.host)}:{port}" if config.open else None,
-        warnings=warnings,
+        lan_url=f"{urlsplit(url).scheme}://{lan_name(config.host)}:{port}" if config.open else None,
     )

@@ -6,45 +6,78 @@ import socket
 
 import pytest
 
+from mesh.errors import StartError
 from mesh.hosts import (
     MESH_NAME,
     allowed_hosts,
     bound,
+    check_open,
     has_ipv6_loopback,
     is_loopback,
     only_address,
     own_addresses,
     peer_hosts,
+    public_addresses,
 )
 
 
-def test_a_peer_that_is_not_open_listens_on_loopback_whatever_its_host_says() -> None:
-    for host in ("0.0.0.0", "192.168.1.5", "::"):
-        addresses = bound(host=host, port=8080, is_open=False, also=("0.0.0.0", 11435))
-        assert all(is_loopback(address) for address, _ in addresses)
-        assert ("127.0.0.1", 11435) in addresses
-
-
-def test_an_open_peer_listens_where_it_was_told() -> None:
-    addresses = bound(host="192.168.1.5", port=8080, is_open=True, also=("10.0.0.1", 11435))
+def test_the_listener_is_where_it_was_told_and_on_loopback() -> None:
+    addresses = bound(host="192.168.1.5", port=8080, also=("10.0.0.1", 11435))
     assert addresses[:3] == [("192.168.1.5", 8080), ("10.0.0.1", 11435), ("127.0.0.1", 8080)]
-    assert ("0.0.0.0", 8080) in bound(host="0.0.0.0", port=8080, is_open=True, also=None)
+    assert bound(host="0.0.0.0", port=8080, also=None)[0] == ("0.0.0.0", 8080)
+    assert ("127.0.0.1", 8080) in bound(host="::", port=8080, also=None)
 
 
 @pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
 def test_localhost_is_answered_on_both_families() -> None:
-    assert bound(host="0.0.0.0", port=8080, is_open=False, also=None) == [("127.0.0.1", 8080), ("::1", 8080)]
+    assert bound(host="0.0.0.0", port=8080, also=None) == [("0.0.0.0", 8080), ("::1", 8080)]
 
 
 @pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
-@pytest.mark.parametrize("is_open", [False, True])
-def test_localhost_as_a_host_is_bound_once(is_open: bool) -> None:
-    addresses = bound(host="localhost", port=8080, is_open=is_open, also=None)
-    assert addresses == [("127.0.0.1", 8080), ("::1", 8080)]
+def test_localhost_as_a_host_is_bound_once() -> None:
+    assert bound(host="localhost", port=8080, also=None) == [("127.0.0.1", 8080), ("::1", 8080)]
 
 
 def test_any_free_port_is_one_port() -> None:
-    assert bound(host="0.0.0.0", port=0, is_open=False, also=None) == [("127.0.0.1", 0)]
+    assert bound(host="127.0.0.1", port=0, also=None) == [("127.0.0.1", 0)]
+
+
+HOME = [
+    "127.0.0.1",
+    "192.168.1.5",
+    "10.0.0.7",
+    "172.17.0.1",
+    "169.254.3.4",
+    "100.101.102.103",
+    "fe80::1",
+    "fd00::5",
+    "::1",
+]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "attic.lan", "8.8.4.4"])
+def test_an_open_peer_at_home_starts(host: str) -> None:
+    assert public_addresses(host, HOME) == []
+    check_open([host], HOME)
+
+
+@pytest.mark.parametrize(
+    ("host", "public"), [("0.0.0.0", "8.8.4.4"), ("::", "2606:4700:4700::1111"), ("::", "2606:4700:4700::1111%eth0")]
+)
+def test_an_open_peer_on_the_internet_does_not_start_by_chance(host: str, public: str) -> None:
+    """175,000 exposed Ollamas: 0.0.0.0 stands in every tutorial."""
+    with pytest.raises(StartError, match="the whole internet") as error:
+        check_open(["127.0.0.1", host], [*HOME, public])
+    assert public.partition("%")[0] in error.value.what and "--host" in error.value.fix
+
+
+def test_whoever_names_a_public_address_means_it() -> None:
+    check_open(["8.8.4.4"], [*HOME, "8.8.4.4"])
+
+
+def test_only_the_family_that_is_bound_matters() -> None:
+    check_open(["0.0.0.0"], [*HOME, "2606:4700:4700::1111"])
+    check_open(["::"], [*HOME, "8.8.4.4"])
 
 
 def test_this_machine_is_known_by_all_its_names() -> None:
