@@ -98,7 +98,7 @@ def test_nothing_goes_out_by_itself() -> None:
     """C18: nothing large is fetched unasked. Who opens HTTP connections, and to whom, is known by name."""
     clients = {"http.client", "urllib.request", "aiohttp.ClientSession", "requests", "httpx", "huggingface_hub"}
     allowed = {
-        "mesh/cli/client.py",  # to the user's own peer
+        "mesh/cli/client.py",  # to the user's own peer, and to one that a person names to log in
         "mesh/knock.py",  # to members of the mesh and named addresses, when a person runs the doctor
         "mesh/surroundings.py",  # nobody: it asks which proxies are set
         "mesh/calls.py",  # to members of the mesh: what they keep together, and what they pass on

@@ -256,3 +256,28 @@ async def test_closing_ends_handshakes_idle_connections_and_goodbyes_at_once(
             with contextlib.suppress(ConnectionError):
                 assert await idle.read() == b""
             await until(lambda: surface.listener.open_connections == 0)
+
+
+async def test_an_answer_that_runs_when_the_listener_closes_arrives_whole(
+    secured: Start, trusting: ssl.SSLContext
+) -> None:
+    surface = await secured()
+    surface.script.pieces = ["x" * 100_000] * 20
+    surface.script.before_piece.clear()
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    url = f"https://localhost:{surface.listener.port}/v1/chat/completions"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session:
+        answering = asyncio.create_task(whole(session, url, chat))
+        await surface.script.started.wait()
+        closing = asyncio.create_task(surface.listener.close(30))
+        await asyncio.sleep(0)
+        surface.script.before_piece.set()
+        text = await asyncio.wait_for(answering, 30)
+        await asyncio.wait_for(closing, 10)
+    assert text.count("x" * 100_000) == 20
+    assert text.endswith("data: [DONE]\n\n")
+
+
+async def whole(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> str:
+    async with session.post(url, json=body) as answer:
+        return await answer.text()
