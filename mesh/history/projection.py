@@ -40,7 +40,7 @@ INSERT_RECORD = (
 END_RECORD = (
     "UPDATE records SET state = ?, ended = ?, end_place = ?, ended_at = ?, message = ?, code = ?, http_status = ?,"
     " node = ?, node_name = ?, node_ip = ?, attempts = ?, continued_on = ?, prompt_tokens = ?, completion_tokens = ?,"
-    " cached_tokens = ?, ttft_ms = ?, duration_ms = ?, duration_band = ?, body_bytes = body_bytes + ?"
+    " cached_tokens = ?, ttft_ms = ?, duration_ms = ?, duration_band = ?, body_bytes = max(body_bytes, 0) + ?"
     " WHERE id = ? AND place BETWEEN ? AND ? AND ended IS NULL"
 )
 INSERT_AUDIT = "INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

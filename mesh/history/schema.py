@@ -19,6 +19,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 
@@ -184,7 +185,7 @@ def place(no: int, seq: int) -> int:
     return no << SEQ_BITS | seq
 
 
-async def value(connection: aiosqlite.Connection, sql: str, *parameters: object) -> int | str | None:
+async def value(connection: aiosqlite.Connection, sql: str, *parameters: object) -> Any:
     """The first column of the first row, or None."""
     rows = list(await connection.execute_fetchall(sql, parameters))
     return rows[0][0] if rows else None
