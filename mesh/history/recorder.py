@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 WAIT_S_MAX = 0.25
 """A client waits this long for the disk at the most."""
-DRAIN_S = 5.0
+DRAIN_S = 2.0
+"""A stop waits this long for a disk that does not take what waits."""
 
 Ack = Literal["local", "replicated"]
 _STRICTNESS: dict[Recording, int] = {"full": 0, "metadata": 1, "off": 2}

@@ -53,6 +53,7 @@ LINGER_S = 0.05
 """A busy peer would send two hundred messages a second to each target, at a millisecond of CPU on both sides."""
 RETRY_S, RETRY_S_MAX = 0.2, 5.0
 VECTOR_S, MESSAGE_S = 3.0, 20.0
+ON_ITS_WAY_MS = 3000
 PULLS_AT_ONCE = 8
 SHUN_MS = 30_000
 ROUNDS_MAX = 10_000
@@ -95,6 +96,7 @@ class Replication:
         self._pushers: dict[str, _Pusher] = {}
         self._told: dict[str, dict[LogId, Span]] = {}
         self._rest: dict[str, tuple[bytes, Vector]] = {}
+        self._debts: dict[str, tuple[Vector, int]] = {}  # what was told and did not all come yet, and when
         self._silent: set[str] = set()
         self._shunned: dict[str, int] = {}  # until when others are asked for what these hold of others' logs
         self._behind_since: dict[str, int] = {}
@@ -119,6 +121,7 @@ class Replication:
         for peer in self._told.keys() - view.mates.keys():
             del self._told[peer]
         self._silent &= view.mates.keys()
+        self._debts = {peer: debt for peer, debt in self._debts.items() if peer in view.mates}
         self._shunned = {peer: until for peer, until in self._shunned.items() if peer in view.mates}
         role = replicas.sources(view, recovers=self._recovers)
         if role != self._role:
@@ -138,17 +141,32 @@ class Replication:
                 each.cancel()
 
     def behind(self) -> list[Behind]:
-        """The members whose newest records may be missing here, and since when."""
-        store, view = self._store(), self._view()
+        """The members whose newest records may be missing here, and since when.
+
+        What was told less than three seconds ago is on its way.
+        """
+        store, view, now_ms = self._store(), self._view(), self._now_ms()
+        mine = store.vector() if store is not None else {}
         silent = {peer for peer in self._silent if replicas.is_alive(peer, view)}
         told = {peer: vector for peer, vector in self._told.items() if peer not in silent}
-        found = replicas.behind(store.vector() if store is not None else {}, told, view)
-        now_ms = self._now_ms()
+        found = []
+        for each in replicas.behind(mine, told, view):
+            owed = self._owed(each.peer, mine, now_ms) if each.reason == "behind" and each.peer in told else None
+            if owed is None or now_ms - owed > ON_ITS_WAY_MS:
+                found.append(each if owed is None else replace(each, since_ms=owed))
         self._behind_since = {each.peer: self._behind_since.get(each.peer, now_ms) for each in found}
         return [
             each if each.since_ms is not None else replace(each, since_ms=self._behind_since[each.peer])
             for each in found
         ]
+
+    def _owed(self, peer: str, mine: Vector, now_ms: int) -> int:
+        """Since when something is missing of what this peer told: a busy one always has told more by now."""
+        told, since_ms = self._debts.get(peer, ({}, now_ms))
+        if all(mine.get(log, (0, 0))[1] >= have for log, (_, have) in told.items()):
+            told, since_ms = dict(self._told.get(peer, {})), now_ms
+        self._debts[peer] = told, since_ms
+        return since_ms
 
     # -- life
 
@@ -203,8 +221,11 @@ class Replication:
 
     def _heard(self, batch: Batch) -> None:
         """An origin pushed: from this it is known how far its log goes."""
-        self._silent.discard(batch.log.peer)
-        self._told.setdefault(batch.log.peer, {})[batch.log] = (batch.low, batch.have)
+        peer, store = batch.log.peer, self._store()
+        self._silent.discard(peer)
+        self._told.setdefault(peer, {})[batch.log] = (batch.low, batch.have)
+        if store is not None:
+            self._owed(peer, store.vector(), self._now_ms())
 
     # -- pushing, for the pushers
 
@@ -269,6 +290,8 @@ class Replication:
         told = await self._ask(source, {"rest": digest.hex()})
         self._silent.discard(source)
         self._told[source] = dict(told.own)
+        if (store := self._store()) is not None:
+            self._owed(source, store.vector(), self._now_ms())
         self._rest[source] = (told.digest, rest if told.rest is None else told.rest)
 
     async def _pull(self, source: str) -> None:

@@ -639,6 +639,31 @@ def test_what_is_known_to_be_missing_is_counted() -> None:
         assert [(b.peer, b.entries) for b in a.replication.behind()] == [("c", 7)]
 
 
+def test_what_is_on_its_way_is_not_called_missing_and_what_is_stuck_is() -> None:
+    @play("a", "b", "c")
+    async def _(house: House) -> None:
+        a, c = house.peers["a"], house.peers["c"]
+        await asyncio.sleep(PULL_S)
+        house.delay_s = 0.05
+        for number in range(2000):
+            await c.write(item(number))
+            await asyncio.sleep(0.005)
+            assert a.replication.behind() == []
+        await asyncio.sleep(1)
+        a.disk.is_full = True
+        stuck_ms = house.now_ms()
+        for number in range(1000):
+            await c.write(item(number))
+            await asyncio.sleep(0.005)
+        (found,) = a.replication.behind()
+        assert found.peer == "c"
+        assert found.since_ms is not None
+        assert stuck_ms <= found.since_ms <= stuck_ms + 500
+        a.disk.is_full = False
+        await asyncio.sleep(10)
+        assert a.replication.behind() == []
+
+
 def test_who_said_goodbye_after_its_last_push_is_not_missed() -> None:
     @play("a", "b", "c")
     async def _(house: House) -> None:
