@@ -24,19 +24,24 @@ from gossip.transport import PeerRoute
 from mesh.history.conditions import Mesh, node_uuid
 from mesh.history.entries import LogId
 from mesh.history.errors import HistoryUnavailable
+from mesh.history.export import export
+from mesh.history.importing import FILE_NAME, import_once
 from mesh.history.past import Past
 from mesh.history.query import HistoryQuery
 from mesh.history.recorder import Ack, Clocks, Recorder, record_ids
 from mesh.history.replicas import Behind, View, is_written
 from mesh.history.replication import Call, Replication
+from mesh.history.retention import SKEW_MS_MAX, Clock, Limits, Retention
 from mesh.history.store import HistoryStore
 from mesh.history.writer import Writer
 from mesh.moments import rfc_3339
+from mesh.sleep import asleep_s
 from web.services import Export, HistoryFacet, Query, Recording
 
 log = logging.getLogger(__name__)
 
-RETENTION_S = 3600.0
+RETENTION_S = 600.0
+JUMPED_S = 3600.0
 TICK_S = 60.0
 RETRY_S = 2.0
 OPEN_S = 5.0
@@ -60,7 +65,8 @@ class Around:
     """What the rest of the peer tells its history. Peers are named by their ids.
 
     `run`: of this process, as gossip has it. `copies` is told how many logs of others are here, when that changes.
-    `clouds`: which clouds have a key here, for the totals (`openai_key_present`).
+    `clouds`: which clouds have a key here, for the totals (`openai_key_present`). `skew_ms`: how far this machine's
+    clock is from the others' (None: alone). `asleep_s`: how long the machine has slept in all.
     """
 
     me: str
@@ -74,6 +80,8 @@ class Around:
     redact: Callable[[str], str]
     copies: Callable[[int], None] = lambda count: None
     clouds: Callable[[], Mapping[str, bool]] = dict
+    skew_ms: Callable[[], int | None] = lambda: None
+    asleep_s: Callable[[], float] = asleep_s
 
 
 class History:
@@ -101,7 +109,10 @@ class History:
         self._records = 0
         self._copies = 0
         self._moves: list[bool] = []
+        self._retention: Retention | None = None
         self._retention_at = 0.0
+        self._alarm = ""
+        self._jumps = Jumps()
         self._wake = asyncio.Event()
         self._opened = asyncio.Event()
         self._replication = Replication(
@@ -190,6 +201,7 @@ class History:
                 ("history writer", self._writer.run),
                 ("history replication", self._replication.run),
                 ("history", self._keep),
+                ("history of before", self._import),
             )
         ]
         try:
@@ -267,9 +279,32 @@ class History:
             self._around.copies(copies)
 
     async def _retain(self, store: HistoryStore) -> None:
-        if self._clock() < self._retention_at:
+        now_s, now_ms = self._clock(), self._now_ms()
+        has_jumped = self._jumps.seen(now_ms, now_s + self._around.asleep_s())
+        if now_s < self._retention_at:
             return
-        self._retention_at = self._clock() + RETENTION_S
+        self._retention_at = now_s + RETENTION_S
+        self._retention = self._retention or Retention(store)
+        report = await self._retention.run(
+            Limits(days=self._policy.days(), bytes_max=self._policy.bytes_max()),
+            Clock(now_ms=now_ms, skew_ms=self._around.skew_ms(), has_jumped=has_jumped),
+        )
+        self._alarm = report.alarm
+        if any(source.peer == self._around.me for source in report.retired):
+            self._replication.committed()
+
+    async def _import(self) -> None:
+        """Takes over what the program that this one follows has recorded, if that is there."""
+        while True:
+            await self._opened.wait()
+            try:
+                if self._store is not None:
+                    await import_once(self._store, self._path.with_name(FILE_NAME), self._around.redact)
+                    self._replication.committed()
+                    return
+            except HistoryUnavailable as error:
+                log.debug("an older history cannot be taken over now", extra={"reason": error.message})
+            await asyncio.sleep(RETRY_S)
 
     def _is_living(self, source: LogId) -> bool:
         store = self._store
@@ -302,10 +337,10 @@ class History:
         }
 
     async def _exported(self, query: Query) -> Export:
-        raise HistoryUnavailable("there is no export yet")
+        return export(self._asked, query, self._now_ms())
 
     def _beside(self) -> dict[str, Any]:
-        return {**self._around.clouds(), "incomplete": self.incomplete()}
+        return {**self._around.clouds(), "incomplete": self.incomplete(), "alarm": self._alarm or None}
 
     def incomplete(self) -> list[dict[str, Any]]:
         """The peers whose newest records may be missing here: `{peer, name, since, reason, entries}`.
@@ -326,6 +361,22 @@ class History:
         ]
 
 
+class Jumps:
+    """Tells whether the wall clock was set lately: it went another way than the clock that only goes on."""
+
+    def __init__(self) -> None:
+        self._drift_ms: float | None = None
+        self._until_s = 0.0
+
+    def seen(self, wall_ms: int, steady_s: float) -> bool:
+        """True for an hour after a jump of more than five minutes. `steady_s` counts the machine's sleep."""
+        drift_ms = wall_ms - steady_s * 1000
+        if self._drift_ms is not None and abs(drift_ms - self._drift_ms) > SKEW_MS_MAX:
+            self._until_s = steady_s + JUMPED_S
+        self._drift_ms = drift_ms
+        return steady_s < self._until_s
+
+
 def _is_forgotten(behind: Behind, oldest_ms: int) -> bool:
     return behind.reason == "offline" and behind.since_ms is not None and behind.since_ms < oldest_ms
 
@@ -334,7 +385,7 @@ async def _kept_running(work: Callable[[], Awaitable[None]]) -> None:
     """The border of a task: a mistake of ours must not end all recording."""
     while True:
         try:
-            await work()
+            return await work()
         except Exception:
             log.exception("a part of the history failed and begins anew")
         await asyncio.sleep(RETRY_S)

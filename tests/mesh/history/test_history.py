@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +19,7 @@ from inference.chat import Started, Usage
 from inference.errors import PeerGone
 from mesh.calls import Answer
 from mesh.history.errors import HistoryUnavailable
-from mesh.history.history import Around, History, Policy
+from mesh.history.history import JUMPED_S, Around, History, Jumps, Policy
 from mesh.history.replicas import Mate, View
 from web.services import Asked, AuditNote, Caller, HistoryFacet, Outcome
 
@@ -270,6 +272,63 @@ async def test_a_stop_hands_over_what_was_recorded_last(house: House) -> None:
             await request(b.facet(), number)
         await b.handed_over()
         assert (await a.facet().records({}))["total_count"] == 20
+
+
+async def test_all_of_it_can_be_had_as_a_file(house: House) -> None:
+    """F157."""
+    async with house.peer("a") as history:
+        for number in range(3):
+            await request(history.facet(), number)
+        exported = await history.facet().export({"format": "csv"})
+        data = b"".join([chunk async for chunk in exported.chunks])
+        assert exported.filename.endswith(".csv")
+        assert len(data.splitlines()) == 4
+
+
+async def test_what_is_older_than_the_setting_goes_by_itself_here_and_at_the_coordinator(house: House) -> None:
+    days = [7]
+    policy = Policy(days=lambda: days[0])
+    async with house.peer("a", policy) as a, house.peer("b", policy) as b:
+        await request(b.facet(), 1)
+        await eventually(lambda: len(a._store.vector() if a._store else ()) == 1)
+        ahead = 8 * 86_400_000
+        b._now_ms = lambda: time.time_ns() // 1_000_000 + ahead
+        b._jumps = Jumps()
+        b._retention_at = 0.0
+        b._wake.set()
+        await eventually(lambda: [low for low, _ in (a._store.vector() if a._store else {}).values()] == [2])
+        assert (await a.facet().records({}))["total_count"] == 0
+
+
+def test_a_clock_that_was_set_is_noticed_and_a_machine_that_slept_is_not() -> None:
+    jumps = Jumps()
+    assert not jumps.seen(1_000_000, 0.0)
+    assert not jumps.seen(1_060_500, 60.0)
+    assert not jumps.seen(29_000_000, 28_000.0), "eight hours asleep: both clocks counted them"
+    assert jumps.seen(30_000_000, 28_060.0)
+    assert jumps.seen(30_060_000, 28_120.0)
+    assert not jumps.seen(33_600_000, 28_060.0 + JUMPED_S)
+    assert jumps.seen(20_000_000, 28_120.0 + JUMPED_S), "backwards too"
+
+
+async def test_what_the_reference_recorded_is_taken_over(house: House) -> None:
+    """C7."""
+    row = {
+        "id": "5d0c",
+        "timestamp": datetime.datetime.now(datetime.UTC).isoformat(),
+        "request_type": "chat",
+        "model": "older",
+        "client_ip": "10.0.0.1",
+        "request_body": {"model": "older"},
+        "response_body": None,
+        "duration_ms": 5,
+        "status": {"type": "error", "message": "no"},
+    }
+    (house.folder / "a").mkdir()
+    (house.folder / "a" / "request_history.json").write_text(json.dumps([row]))
+    async with house.peer("a") as history:
+        await eventually(lambda: (house.folder / "a" / "request_history.json.imported").exists())
+        assert [record["model"] for record in (await history.facet().records({}))["records"]] == ["older"]
 
 
 async def test_nothing_is_kept_where_the_setting_says_so(house: House) -> None:
