@@ -73,6 +73,10 @@ class Peer:
         """The JSON answer of a POST; None when it has no body."""
         return self._call("POST", path, body, timeout_s)
 
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer of a PUT."""
+        return self._call("PUT", path, body, ANSWER_S)
+
     def delete(self, path: str) -> Any:
         """The JSON answer of a DELETE; None when it has no body."""
         return self._call("DELETE", path, None, ANSWER_S)

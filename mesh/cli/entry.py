@@ -29,6 +29,8 @@ COMMANDS = {
     "invite": Entry("mesh.cli.invite:invite", "Print the line that lets another machine join."),
     "join": Entry("mesh.cli.join:join", "Join the mesh of another machine."),
     "leave": Entry("mesh.cli.join:leave", "Leave the mesh, and be one of one machine again."),
+    "keys": Entry("mesh.cli.keys:keys", "List, make, show and revoke API keys."),
+    "users": Entry("mesh.cli.users:users", "List, add and remove users, and change what they may do."),
     "identity": Entry("mesh.cli.identity:identity", "Show this machine's identity, or make a new one."),
     "history": Entry("mesh.cli.history:history", "List, show and export the requests that the mesh answered."),
     "audit": Entry("mesh.cli.audit:audit", "List who did what."),
@@ -47,6 +49,8 @@ COMMANDS = {
     "pull": Entry("mesh.cli.model:download"),
     "rm": Entry("mesh.cli.model:remove"),
     "stop": Entry("mesh.cli.model:unload"),
+    "key": Entry("mesh.cli.keys:keys"),
+    "user": Entry("mesh.cli.users:users"),
 }
 
 
