@@ -61,7 +61,7 @@ def login(
         click.echo(harmless(token))
 
 
-@click.command(help=f"Log out: end the login of {TOKEN_VARIABLE}, on every machine of the mesh.")
+@click.command(help=f"End a login, on every machine of the mesh.\n\nIt is the one whose token {TOKEN_VARIABLE} holds.")
 @url_option
 @fingerprint_option
 @with_settings
@@ -71,7 +71,9 @@ def logout(loaded: Loaded, url: str | None, fingerprint: str) -> None:
     click.echo("logged out; the token is good for nothing now")
 
 
-@click.command(help=f"Show who is logged in by {TOKEN_VARIABLE}; without it, what this command line may do.")
+@click.command(
+    help=f"Show who is logged in.\n\nIt is the user whose token {TOKEN_VARIABLE} holds; without one, this command line."
+)
 @url_option
 @fingerprint_option
 @json_option
