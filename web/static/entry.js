@@ -159,7 +159,7 @@ export class Entry {
       const answer = await insist("POST", "/api/auth/setup", body, () => say("setup-error", t("choosing")));
       return await this.enter(answer);
     } catch (failure) {
-      if (failure.status === 409) return this.arrive(null, "note_claimed");
+      if (failure.status === 409 && !(await isOwnerless())) return this.arrive(null, "note_claimed");
       const told = { 403: t("fail_link"), 429: t("fail_tries") }[failure.status];
       return wrong("setup", null, told ?? failure.told);
     }
@@ -203,6 +203,12 @@ export class Entry {
       button.disabled = false;
     }
   }
+}
+
+/** True when the mesh still has no administrator: then somebody else was not the reason why a claim was refused. */
+async function isOwnerless() {
+  const setup = await read("/api/auth/setup").catch(() => null);
+  return setup?.needed === true;
 }
 
 /** Runs `act` now, or when the page is looked at again. */
