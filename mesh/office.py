@@ -38,8 +38,8 @@ from mesh.config import Loaded
 from mesh.errors import StartError
 from mesh.history.history import Around, History, Policy
 from mesh.history.membership import view_of
+from mesh.history.redaction import redactor
 from mesh.keeping import Keeping
-from mesh.logs import Redactor
 from mesh.managing import Managing
 from mesh.metrics import Metrics
 from mesh.passing import Passing
@@ -145,9 +145,10 @@ class Office:
                 name_of=self._peering.overview.name_of,
                 ip_of=self._ip_of,
                 nodes=self._agents,
-                redact=Redactor(config.secrets),
+                redact=redactor(secret.reveal() for secret in config.secrets),
                 copies=lambda count: agent.about_is(copies=count),
                 clouds=lambda: {f"{name}_key_present": key is not None for name, key in clouds.items()},
+                skew_ms=self._clock_lead_ms,
             ),
             policy=Policy(
                 bodies=lambda: live.history_bodies,
@@ -157,6 +158,10 @@ class Office:
             ),
             rng=rng,
         )
+
+    def _clock_lead_ms(self) -> int | None:
+        lead_s = self._keeping.admin.status().clock_lead_s
+        return None if lead_s is None else round(lead_s * 1000)
 
     def _new_accounts(self) -> Accounts:
         peering = self._peering
