@@ -43,7 +43,7 @@ class Commit:
     arrived: int
     logs: dict[LogId, Extent] = field(default_factory=dict)
     _rows: list[tuple[int, int | None, int | None, bytes]] = field(default_factory=list)
-    _meanings: list[tuple[Entry, int, int, int]] = field(default_factory=list)  # with place, first place, turn
+    _meanings: list[tuple[Entry, int, int]] = field(default_factory=list)  # with place and turn
 
     @property
     def entries(self) -> int:
@@ -68,7 +68,6 @@ class Commit:
         if now == known:
             return now.have
         self.logs[source] = now
-        beginning = place(now.no, 1)
         for number in range(taken):
             item, entry, row = job.items[number], job.entries[number], place(now.no, first + number)
             if entry is None:
@@ -76,17 +75,22 @@ class Commit:
                 continue
             self._rows.append((row, *body_span(item, entry), item))
             self.arrived += 1
-            self._meanings.append((entry, row, beginning, self.arrived))
+            self._meanings.append((entry, row, self.arrived))
         return now.have
 
     async def apply(self, connection: aiosqlite.Connection, words: Words) -> None:
         """Executes it, inside a transaction of the caller's."""
+        await connection.executemany(
+            "INSERT INTO logs VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (no) DO UPDATE SET low = excluded.low, have = excluded.have",
+            [(now.no, *source, now.low, now.have) for source, now in self.logs.items()],
+        )
         rows = projection.Rows()
         numbers = await words.numbers(
             connection, {word for entry, *_ in self._meanings for word in projection.words_of(entry)}
         )
-        for entry, row, first, arrived in self._meanings:
-            projection.add(rows, entry, row=row, first=first, arrived=arrived, numbers=numbers)
+        for entry, row, arrived in self._meanings:
+            projection.add(rows, entry, row=row, arrived=arrived, numbers=numbers)
         for sql, parameters in (
             ("INSERT INTO entries VALUES (?, ?, ?, ?)", self._rows),
             (projection.INSERT_RECORD, rows.starts),
@@ -95,11 +99,6 @@ class Commit:
         ):
             if parameters:
                 await connection.executemany(sql, parameters)
-        await connection.executemany(
-            "INSERT INTO logs VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (no) DO UPDATE SET low = excluded.low, have = excluded.have",
-            [(now.no, *source, now.low, now.have) for source, now in self.logs.items()],
-        )
         await connection.execute("INSERT OR REPLACE INTO meta VALUES ('arrived', ?)", (self.arrived,))
 
 

@@ -29,19 +29,22 @@ TIME_MS_MAX = 253_402_214_400_000
 BODIES_DROPPED = -1
 """In `body_bytes`: bodies were there, and went to make room."""
 
-# Of a Start or an End that was written twice (the disk failed while it said that it had written) the first one counts.
-# A Start is looked for in the log of its End only: the same id in two logs is two requests.
+# Of a Start or an End that was written twice (the disk failed while it said that it had written, or its file was
+# damaged and a new log begun) the first one counts. The same id in the logs of two peers is two requests; the upper
+# bits of a place say which log it is in (mesh.history.schema).
 INSERT_RECORD = (
     "INSERT INTO records (place, id, arrived, at, kind, model, client_ip, key, key_name, user, stream,"
     " recording, body_bytes, state, node, node_name, node_ip)"
     " SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 0, 0, 0, 0"
-    " WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?2 AND place BETWEEN ?14 AND ?1)"
+    " WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?2 AND"
+    " (SELECT peer FROM logs WHERE no = records.place >> 40) = (SELECT peer FROM logs WHERE no = ?1 >> 40))"
 )
 END_RECORD = (
     "UPDATE records SET state = ?, ended = ?, end_place = ?, ended_at = ?, message = ?, code = ?, http_status = ?,"
     " node = ?, node_name = ?, node_ip = ?, attempts = ?, continued_on = ?, prompt_tokens = ?, completion_tokens = ?,"
     " cached_tokens = ?, ttft_ms = ?, duration_ms = ?, duration_band = ?, body_bytes = max(body_bytes, 0) + ?"
-    " WHERE id = ? AND place BETWEEN ? AND ? AND ended IS NULL"
+    " WHERE id = ? AND ended IS NULL AND"
+    " (SELECT peer FROM logs WHERE no = records.place >> 40) = (SELECT peer FROM logs WHERE no = ? >> 40)"
 )
 INSERT_AUDIT = "INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
@@ -74,8 +77,8 @@ def words_of(entry: Entry) -> Iterator[Word]:
         yield from (("node", entry.node), ("name", entry.node_name), ("text", entry.node_ip))
 
 
-def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers: Mapping[Word, int]) -> None:
-    """Adds what the entry at place `row` means. `first` is the place of its log's first entry, `arrived` its turn."""
+def add(rows: Rows, entry: Entry, *, row: int, arrived: int, numbers: Mapping[Word, int]) -> None:
+    """Adds what the entry at place `row` means, which is in a log that `logs` has. `arrived`: its turn."""
     if isinstance(entry, Start):
         body = entry.request_body
         rows.starts.append(
@@ -93,7 +96,6 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
                 entry.stream,
                 RECORDINGS.index(entry.recording),
                 len(body) if body is not None else 0,
-                first,
             )
         )
     elif isinstance(entry, End):
@@ -120,7 +122,6 @@ def add(rows: Rows, entry: Entry, *, row: int, first: int, arrived: int, numbers
                 band_of(entry.duration_ms),
                 len(body) if body is not None else 0,
                 entry.id,
-                first,
                 row,
             )
         )

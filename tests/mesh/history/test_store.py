@@ -185,10 +185,23 @@ async def test_entries_of_a_newer_program_are_copied_as_they_are(
     assert "cannot read" in caplog.text
 
 
-async def test_the_same_id_in_two_logs_is_two_requests(history: HistoryStore) -> None:
+async def test_the_same_id_in_the_logs_of_two_peers_is_two_requests(history: HistoryStore) -> None:
     await history.append([start("1", at_ms=10)])
     await history.take(OTHER, 1, [start("1", at_ms=20), end("1", status="error")], 0)
     assert await rows(history, "SELECT at, state FROM records ORDER BY at") == [(10, 0), (20, 2)]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["older log first", "newer log first"])
+@pytest.mark.parametrize("older", [[start("1")], [start("1"), end("1")]], ids=["open", "ended"])
+async def test_a_request_that_two_logs_of_one_peer_have_is_one(
+    history: HistoryStore, order: Sequence[int], older: list[bytes]
+) -> None:
+    logs = [(OTHER, older), (LogId(OTHER.peer, OTHER.run + 1), [start("1"), end("1")])]
+    for number in order:
+        log, items = logs[number]
+        await history.take(log, 1, items, 0)
+    assert await rows(history, "SELECT id, state FROM records") == [("1", 1)]
+    assert await rows(history, "SELECT sum(requests) FROM hours") == [(1,)]
 
 
 async def test_a_start_or_an_end_that_was_written_twice_counts_once(history: HistoryStore) -> None:
