@@ -32,7 +32,7 @@ from mesh.cli.greeting import Start, greeting
 from mesh.config import Config, Loaded
 from mesh.descriptors import room_for_connections
 from mesh.errors import StartError
-from mesh.hosts import allowed_hosts, bound, check_open, lan_name, own_addresses
+from mesh.hosts import allowed_hosts, bound, check_open, is_loopback, lan_name, own_addresses
 from mesh.lag import watched_lag
 from mesh.loading import SLOTS, Loading
 from mesh.local import LocalHolder
@@ -245,5 +245,6 @@ def _start(config: Config, hardware: Hardware, engine: str | None, url: str, por
         models=models,
         models_dir=config.models_dir,
         url=url,
-        lan_url=f"{urlsplit(url).scheme}://{lan_name(config.host)}:{port}" if config.open else None,
+        lan_url=None if is_loopback(config.host) else f"{urlsplit(url).scheme}://{lan_name(config.host)}:{port}",
+        is_open=config.open,
     )

@@ -268,7 +268,8 @@ class Office:
     def coordinator_changed(self, claim: Claim | None) -> None:
         self._metrics.coordinator_changed()
         self.history.changed()
-        self._greet.set()
+        if claim is not None:
+            self._greet.set()
 
     def roster_changed(self, roster: Roster) -> None:
         self.spread.roster_changed()
@@ -330,27 +331,33 @@ class Office:
             self._peering.agent.set_fact(USED, self.accounts.used_out(), fast=True)
 
     async def _welcome(self) -> None:
-        """What a mesh begins with: its first administrator or the link to make one, and its first key. The coordinator
-        makes them, a moment after it is one: two young meshes that meet in that moment have one first key."""
+        """What a mesh begins with: its first administrator or the link to make one, made where the mesh may be claimed
+        (not on a machine that came by the door), and its first key, made by the coordinator. All a moment after the
+        mesh is one: two young meshes that meet in that moment have one first key."""
         told: set[str] = set()
         while True:
             await self._greet.wait()
             await asyncio.sleep(MERGE_S)
             self._greet.clear()
-            if self.coordinator() != self._peering.agent.me:
-                continue
             try:
-                await self.accounts.claim.first_admin(self._config.admin_username, self._config.admin_password)
-                if (key := await self.accounts.ensure_first_key()) is not None:
-                    self._announce(news.first_key(key))
+                await self._begun(told)
             except InferenceError as error:
                 log.warning("the first key cannot be made now", extra={"reason": error.message})
                 self._greet.set()
-                continue
-            link = self.accounts.claim.link(self._url())
+            except StartError as error:
+                self._fail(error)
+                return
+
+    async def _begun(self, told: set[str]) -> None:
+        me, accounts = self._peering.agent.me, self.accounts
+        if self._peering.home.roster.may_revoke(me):
+            await accounts.claim.first_admin(self._config.admin_username, self._config.admin_password)
+            link = accounts.claim.link(self._url())
             if link is not None and link not in told:
                 told.add(link)
                 self._announce(news.set_up(link))
+        if self.coordinator() == me and (key := await accounts.ensure_first_key()) is not None:
+            self._announce(news.first_key(key))
 
     async def _caught_up(self, version: str) -> None:
         await self._keeping.admin.reached(version, 1.0)

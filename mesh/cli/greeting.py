@@ -14,9 +14,9 @@ from mesh.version import ADD_ENGINE
 class Start:
     """What there is to say. `engine` is the llama-cpp-python version, None without the extra; `url` without path.
 
-    `gpus` are names; `models` the number on disk besides the built-in one. `lan_url` is
-    how other machines reach a peer that is open to them, else None. `mesh` says where it stands with other machines
-    (empty: nothing to say; it may have several lines). `warnings` are shown last, each one line.
+    `gpus` are names; `models` the number on disk besides the built-in one. `lan_url` is how other machines reach it,
+    None when they cannot; `is_open`: they need no key. `mesh` says where it stands with other machines (empty: nothing
+    to say; it may have several lines). `warnings` are shown last, each one line.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Start:
     models_dir: Path
     url: str
     lan_url: str | None = None
+    is_open: bool = False
     mesh: str = ""
     warnings: Sequence[str] = ()
 
@@ -41,6 +42,7 @@ def greeting(start: Start) -> str:
         ("hardware", _hardware(start)),
         ("models", models if start.models or start.engine is None else f"{models}; the built-in one answers as hello"),
         ("API", f"{start.url}/v1"),
+        *([("network", f"{start.lan_url}/v1, with an API key")] if start.lan_url and not start.is_open else []),
         ("dashboard", f"{start.url}/dashboard"),
         *([("mesh", harmless(start.mesh))] if start.mesh else []),
     ]
@@ -52,7 +54,7 @@ def greeting(start: Start) -> str:
         lines += ['  llm-router run hello "What are you?"', ""]
     else:
         lines += [f"  to add the engine, {ADD_ENGINE}", "  (it is compiled: minutes, and a C++ compiler)", ""]
-    if start.lan_url:
+    if start.lan_url and start.is_open:
         lines += [f"  OPEN: other machines use {start.lan_url}/v1, and whoever reaches it needs no key.", ""]
     lines += [f"  warning: {line}" for line in start.warnings]
     return "\n".join(lines).rstrip() + "\n"

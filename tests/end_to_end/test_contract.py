@@ -54,7 +54,7 @@ def test_every_call_of_the_contract_goes_through_a_peer_that_does_not_coordinate
                     check=False,
                     env=os.environ
                     | {
-                        "URL": "http://127.0.0.1:8080",
+                        "URL": f"http://{host.ip}:8080",
                         "USERNAME": "admin",
                         "PASSWORD": PASSWORD,
                         "SERVER": f"http://{other.ip}:11434",

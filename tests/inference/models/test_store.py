@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from inference.errors import ModelNotFound
 from inference.models import index, shared_index
-from inference.models import store as store_module
 from inference.models.errors import (
     BadModelFile,
     BadModelName,
@@ -31,6 +30,7 @@ from inference.models.errors import (
     StoreUnavailable,
 )
 from inference.models.lock import folder_lock
+from inference.models.scan import scanned
 from inference.models.store import Store
 from tests.fixtures import make_gguf
 
@@ -432,14 +432,14 @@ def test_a_model_that_another_process_removes_during_a_scan_stays_removed(
     models: Path, store: Store, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.import_file(made / "tiny.gguf", "gone")
-    scan = store_module.scanned
+    scan = scanned
 
     def scan_then_removed(*args: Any) -> Any:
         found = scan(*args)
         Store(models).remove("gone")
         return found
 
-    monkeypatch.setattr(store_module, "scanned", scan_then_removed)
+    monkeypatch.setattr("inference.models.store.scanned", scan_then_removed)
     store.rescan()
     assert ids(store) == []
 

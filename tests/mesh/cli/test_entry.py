@@ -17,9 +17,12 @@ from mesh.cli.entry import COMMANDS, Program, program
 from mesh.cli.failure import Exit, Failure
 from mesh.cli.group import Entry, LazyGroup
 from mesh.cli.identity import identity
+from mesh.cli.keys import keys
 from mesh.cli.model import model
 from mesh.cli.peers import peers
+from mesh.cli.tls import tls
 from mesh.cli.up import up
+from mesh.cli.users import users
 from mesh.errors import PortBusy
 from mesh.settings import LATER, SETTINGS
 
@@ -40,7 +43,7 @@ def llm_router(*arguments: str, folder: Path, **environ: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("group", [program, model, peers, backend, door, identity], ids=lambda group: str(group.name))
+@pytest.mark.parametrize("group", [program, model, peers, backend, door, identity, tls, keys, users], ids=lambda group: str(group.name))
 def test_the_help_of_a_group_says_what_its_commands_say_of_themselves(group: LazyGroup) -> None:
     context = click.Context(group)
     for name, entry in group.entries.items():

@@ -146,7 +146,7 @@ def test_the_start_says_what_a_person_needs() -> None:
 def test_the_start_without_engine_says_how_to_add_it_and_offers_nothing_that_needs_it() -> None:
     import dataclasses
 
-    start = dataclasses.replace(START, engine=None, gpus=(), models=0, lan_url="http://attic:8080")
+    start = dataclasses.replace(START, engine=None, gpus=(), models=0, lan_url="http://attic:8080", is_open=True)
     text = greeting(dataclasses.replace(start, warnings=["old name"]))
     assert "install llm-router-mesh[llama]" in text and "C++ compiler" in text
     assert "run hello" not in text
