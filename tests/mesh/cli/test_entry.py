@@ -43,7 +43,9 @@ def llm_router(*arguments: str, folder: Path, **environ: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("group", [program, model, peers, backend, door, identity, tls, keys, users], ids=lambda group: str(group.name))
+@pytest.mark.parametrize(
+    "group", [program, model, peers, backend, door, identity, tls, keys, users], ids=lambda group: str(group.name)
+)
 def test_the_help_of_a_group_says_what_its_commands_say_of_themselves(group: LazyGroup) -> None:
     context = click.Context(group)
     for name, entry in group.entries.items():
