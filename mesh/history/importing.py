@@ -163,7 +163,7 @@ def _elements(file: IO[str]) -> Iterator[object]:
             return
         try:
             row, end = decoder.raw_decode(text, position)
-            if end == len(text):  # a number that may go on
+            if end == len(text) and text[end - 1] not in '}]"':  # a number, which may go on
                 raise json.JSONDecodeError("cut", text, end)
         except (ValueError, RecursionError):
             more = file.read(wanted) if len(text) - position < ROW_CHARACTERS_MAX else ""

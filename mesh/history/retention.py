@@ -40,8 +40,9 @@ PIECE_BYTES = 2 * 2**20
 """What is rewritten in one commit."""
 FREE_PAGES_KEPT = 4_096
 """Free pages, 16 MiB, that stay in the file for what comes next."""
-VACUUM_PAGES = 256
-VACUUM_STEPS_MAX = 1_024
+VACUUM_PAGES = 64
+VACUUM_STEPS_MAX = 4_096
+"""One call gives back no more than 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +242,8 @@ class Retention:
             assert isinstance(count, int)
             if free <= max(FREE_PAGES_KEPT, count // 10):
                 return False
-            await connection.execute_fetchall(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+            for _ in range(min(VACUUM_PAGES, free)):
+                await connection.execute("PRAGMA incremental_vacuum(1)")  # of more, sqlite3 does the first one only
             return True
 
         for _ in range(VACUUM_STEPS_MAX):
@@ -260,9 +262,9 @@ async def drop_bodies(connection: aiosqlite.Connection, rows: list[tuple[int, in
                 stripped = without_body(data)
             except BadEntry:
                 continue
-            await connection.execute(
-                "UPDATE entries SET data = ?, body_at = NULL, body_bytes = NULL WHERE place = ?", (stripped, row)
-            )
+            # Deleted and inserted: an update would leave every page as empty as it becomes.
+            await connection.execute("DELETE FROM entries WHERE place = ?", (row,))
+            await connection.execute("INSERT INTO entries VALUES (?, NULL, NULL, ?)", (row, stripped))
         await connection.execute("UPDATE records SET body_bytes = ? WHERE place = ?", (BODIES_DROPPED, start))
 
 
