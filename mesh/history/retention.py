@@ -243,7 +243,7 @@ class Retention:
             if free <= max(FREE_PAGES_KEPT, count // 10):
                 return False
             for _ in range(min(VACUUM_PAGES, free)):
-                await connection.execute("PRAGMA incremental_vacuum(1)")  # of more, sqlite3 does the first one only
+                await connection.execute_fetchall("PRAGMA incremental_vacuum(1)")  # of more, it does one all the same
             return True
 
         for _ in range(VACUUM_STEPS_MAX):
