@@ -60,9 +60,9 @@ def full(folder: Path, for_s: float) -> list[Figure]:
             time.sleep(1.0)
             fillers = [_filled(places[name]) for name in (coordinator, ingress)]
             ill = [house.peers[name] for name in (coordinator, ingress)]
-            waited(lambda: all(_metrics(peer)[OUTBOX] > 0 and _is_told(peer) for peer in ill), "both wait", WAITING_S)
+            waited(lambda: all(metrics(peer)[OUTBOX] > 0 and _is_told(peer) for peer in ill), "both wait", WAITING_S)
             time.sleep(for_s)
-            waiting_bytes = min(_metrics(peer)[OUTBOX] for peer in ill)
+            waiting_bytes = min(metrics(peer)[OUTBOX] for peer in ill)
             assert waiting_bytes > 0
             listed = control(house.peers[third], "GET", "/api/dashboard/request-responses?per_page=10")
             assert listed.status == 200, listed
@@ -75,10 +75,10 @@ def full(folder: Path, for_s: float) -> list[Figure]:
             there_s = time.monotonic() - room_at
         assert not load.wrong(), load.wrong()[:5]
         ledger.until_closed(house.peers[third], 3 * THERE_S)
-        counted = {name: _metrics(house.peers[name]) for name in EVERYBODY}
+        counted = {name: metrics(house.peers[name]) for name in EVERYBODY}
         assert not counted[third][UNACKNOWLEDGED], counted
         assert min(counted[name][UNACKNOWLEDGED] for name in (coordinator, ingress)) > 0, counted
-        assert not any(metrics[LOST] for metrics in counted.values()), counted
+        assert not any(found[LOST] for found in counted.values()), counted
         assert not (raised := [name for name in EVERYBODY if "Traceback" in house.peers[name].stderr]), raised
         slowest_s = max(a.ended_at - a.began_at for a in load.answers) - ANSWER_S
     asked = f"two of three disks full for {for_s:g} s, {during} requests"
@@ -121,9 +121,10 @@ def _is_told(peer: Peer) -> bool:
 
 def _is_well(peer: Peer) -> bool:
     """Nothing waits that is older than a moment."""
-    return "the history is written again" in peer.stderr and _metrics(peer)[OUTBOX] < len(BLOCK)
+    return "the history is written again" in peer.stderr and metrics(peer)[OUTBOX] < len(BLOCK)
 
 
-def _metrics(peer: Peer) -> Mapping[str, float]:
+def metrics(peer: Peer) -> Mapping[str, float]:
+    """`/metrics`, by name and labels."""
     lines: Sequence[str] = peer.get("/metrics").body.decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}

@@ -21,6 +21,8 @@ PAGE = 100
 SLACK_S = 2.0
 """A record is as old as its request; a window that begins this much earlier has it."""
 SHOWN = 5
+CONNECT_S = 0.5
+"""Who was about to connect to a machine when it was killed has found out by then."""
 
 Seen = tuple[Question, Answer]
 Record = Mapping[str, Any]
@@ -85,6 +87,11 @@ def _wrong(answer: Answer, record: Record, *, is_over: bool) -> str:
     if body["choices"][0]["message"]["content"] != answer.text or body["usage"] != answer.usage:
         return f"it has another text or usage: {body!r:.200}"
     return ""
+
+
+def was_cut(answer: Answer, killed: Sequence[tuple[str, float]]) -> bool:
+    """It came in by a machine that was killed before it ended: (name, when) for each kill."""
+    return any(answer.asked == name and answer.began_at - CONNECT_S <= at <= answer.ended_at for name, at in killed)
 
 
 def asked_text(record: Record) -> str:

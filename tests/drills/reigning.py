@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.drills.clients import Answer, Load
+from tests.drills.clients import Load
 from tests.drills.figure import Figure, count, seconds
 from tests.drills.house import POLL_S, House
-from tests.drills.ledger import Ledger, is_acknowledged
+from tests.drills.ledger import Ledger, is_acknowledged, was_cut
 
 HOSTS = 4
 INGRESSES = ("h1", "h2", "h3")
@@ -29,8 +29,6 @@ COORDINATOR_S = 5.0
 THERE_S = 5.0
 BACK_S = 10.0
 CLOSED_S = 30.0
-CONNECT_S = 0.5
-"""Who was about to connect to a machine when it was killed has found out by then."""
 
 
 def coordinator_kill(folder: Path, times: int) -> list[Figure]:
@@ -71,7 +69,7 @@ def coordinator_kill(folder: Path, times: int) -> list[Figure]:
                 back.append(time.monotonic() - started_at)
                 ledger.turn_over()
                 out.discard(victim)
-        harmed = [a for q, a in load.seen if q.wrong(a) and not _was_cut(a, killed)]
+        harmed = [a for q, a in load.seen if q.wrong(a) and not was_cut(a, killed)]
         assert not harmed, harmed[:3]
         records = ledger.until_closed(house.peers["h1"], CLOSED_S)
     asked_of = f"{times} kills, {len(load.seen)} requests"
@@ -99,8 +97,3 @@ def _until_led(house: House, others: Sequence[str]) -> float:
             return time.monotonic()
         assert time.monotonic() - began < 3 * COORDINATOR_S, f"no new coordinator: {leaders}"
         time.sleep(POLL_S)
-
-
-def _was_cut(answer: Answer, killed: Sequence[tuple[str, float]]) -> bool:
-    """It came in by a machine that was killed before it ended."""
-    return any(answer.asked == name and answer.began_at - CONNECT_S <= at <= answer.ended_at for name, at in killed)
