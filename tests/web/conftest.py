@@ -204,15 +204,18 @@ def token() -> str:
 
 @pytest.fixture
 async def start() -> AsyncIterator[StartSurface]:
-    """Starts surfaces with the access and limits given; all are closed in the end."""
+    """Starts surfaces with the access, limits and other parts of Services given; all are closed in the end."""
     surfaces: list[Surface] = []
 
     async def _start(
-        access: Access | None = None, limits: Limits | None = None, ssl_context: ssl.SSLContext | None = None
+        access: Access | None = None,
+        limits: Limits | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        **parts: Any,
     ) -> Surface:
         script = Script()
         access = access or Access(hosts=frozenset({"attic.local"}), control_token=TOKEN)
-        services = services_of(script, access, limits or Limits())
+        services = dataclasses.replace(services_of(script, access, limits or Limits()), **parts)
         listener = Listener(services, [("127.0.0.1", 0)], ssl_context=ssl_context)
         await listener.start()
         surface = Surface(listener=listener, script=script, session=aiohttp.ClientSession())

@@ -146,7 +146,9 @@ async def test_two_administrators_who_demote_each_other_at_once_leave_one(users:
 async def test_a_new_password_or_role_begins_a_new_epoch_and_a_new_name_does_not(users: Users, clock: Clock) -> None:
     await made(users, "anna", "admin")
     await made(users, "bert", "admin")
-    epochs = [users.all()[0].epoch]
+    before = users.named("anna")
+    assert before is not None
+    epochs = [before.epoch]
     for change in ({"password": "another password"}, {"role": "viewer"}, {"password": "another password"}):
         await users.change("anna", change, PERSON)
         anna = users.named("anna")
