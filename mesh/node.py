@@ -214,6 +214,7 @@ def _services(parts: Parts, state: State) -> Services:
             ps=state.ps,
             metrics=parts.metrics.render,
             observe=parts.metrics.http_request,
+            setup_link=parts.office.setup_link,
         ),
         access=Access(
             hosts=allowed_hosts([*config.allowed_hosts, config.ip or "", config.host], own_addresses()),

@@ -304,6 +304,12 @@ class Office:
 
     # -- small things
 
+    def setup_link(self) -> str | None:
+        """Where a person makes the first administrator; None when there is one, or when this machine came by the door:
+        another one may claim the mesh."""
+        may_claim = self._peering.home.roster.may_revoke(self._peering.agent.me)
+        return self.accounts.claim.link(self._url()) if may_claim else None
+
     def coordinator(self) -> str | None:
         """The id of who coordinates, as far as this peer knows."""
         claim = self._peering.agent.coordinator
@@ -352,8 +358,7 @@ class Office:
         me, accounts = self._peering.agent.me, self.accounts
         if self._peering.home.roster.may_revoke(me):
             await accounts.claim.first_admin(self._config.admin_username, self._config.admin_password)
-            link = accounts.claim.link(self._url())
-            if link is not None and link not in told:
+            if (link := self.setup_link()) is not None and link not in told:
                 told.add(link)
                 self._announce(news.set_up(link))
         if self.coordinator() == me and (key := await accounts.ensure_first_key()) is not None:

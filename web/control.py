@@ -9,6 +9,7 @@ from aiohttp import web
 
 from inference.errors import InvalidRequest
 from web.body import parsed_body
+from web.border import CALLER
 from web.route import Answer, Operation
 from web.services import ModelView, Services
 from web.shapes import Text, checked
@@ -25,7 +26,12 @@ class ControlRoutes:
         self._services = services
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._services.state.status())
+        """With the link to the set-up, while there is no administrator, for the command line alone: it is a secret."""
+        state = self._services.state
+        answer = state.status()
+        if request[CALLER].key_id == "control" and (link := state.setup_link()) is not None:
+            answer["setup"] = link
+        return web.json_response(answer)
 
     async def ps(self, request: web.Request) -> web.Response:
         return web.json_response(self._services.state.ps())

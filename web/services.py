@@ -366,6 +366,7 @@ class StateFacet:
     ps: Callable[[], dict[str, Any]]
     metrics: Callable[[], bytes]
     observe: Callable[[str, str, int, float], None]  # route, method, status, seconds
+    setup_link: Callable[[], str | None] = lambda: None  # where the first administrator is made, while there is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
