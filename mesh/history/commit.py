@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import aiosqlite
 
 from mesh.history import projection, schema
-from mesh.history.entries import Entry, LogId, body_span
+from mesh.history.entries import End, Entry, LogId, Start, body_span, decode
 from mesh.history.prefixes import Extent, extended
 from mesh.history.projection import Word
 from mesh.history.schema import place
@@ -91,15 +91,43 @@ class Commit:
         )
         for entry, row, arrived in self._meanings:
             projection.add(rows, entry, row=row, arrived=arrived, numbers=numbers)
-        for sql, parameters in (
-            ("INSERT INTO entries VALUES (?, ?, ?, ?)", self._rows),
-            (projection.INSERT_RECORD, rows.starts),
-            (projection.END_RECORD, rows.ends),
-            (projection.INSERT_AUDIT, rows.audits),
-        ):
-            if parameters:
-                await connection.executemany(sql, parameters)
+        await connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", self._rows)
+        if rows.starts:
+            await connection.executemany(projection.INSERT_RECORD, rows.starts)
+            await self._end_early_ended(connection, words)
+        if rows.ends:
+            cursor = await connection.executemany(projection.END_RECORD, rows.ends)
+            if cursor.rowcount < len(rows.ends):
+                await self._keep_early_ends(connection)
+        if rows.audits:
+            await connection.executemany(projection.INSERT_AUDIT, rows.audits)
         await connection.execute("INSERT OR REPLACE INTO meta VALUES ('arrived', ?)", (self.arrived,))
+
+    async def _keep_early_ends(self, connection: aiosqlite.Connection) -> None:
+        """Ends whose Start is in a log that is yet to come wait for it; others were written twice."""
+        for entry, row, _ in self._meanings:
+            if isinstance(entry, End) and not await schema.value(connection, projection.FIND_RECORD, entry.id, row):
+                await connection.execute(projection.KEEP_END, (row, entry.id))
+
+    async def _end_early_ended(self, connection: aiosqlite.Connection, words: Words) -> None:
+        """Starts whose End was there before them. There hardly ever are any."""
+        if not await schema.value(connection, "SELECT 1 FROM early_ends LIMIT 1"):
+            return
+        rows = projection.Rows()
+        for entry, *_ in self._meanings:
+            if not isinstance(entry, Start):
+                continue
+            for row, data in await connection.execute_fetchall(projection.FIND_ENDS, (entry.id,)):
+                end = decode(data)
+                numbers = await words.numbers(connection, set(projection.words_of(end)))
+                self.arrived += 1
+                projection.add(rows, end, row=row, arrived=self.arrived, numbers=numbers)
+        if rows.ends:
+            await connection.executemany(projection.END_RECORD, rows.ends)
+        await connection.execute(
+            "DELETE FROM early_ends WHERE EXISTS (SELECT 1 FROM records WHERE end_place = early_ends.place"
+            " AND id = early_ends.id)"
+        )
 
 
 class Words:

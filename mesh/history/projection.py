@@ -46,6 +46,16 @@ END_RECORD = (
     " WHERE id = ? AND ended IS NULL AND"
     " (SELECT peer FROM logs WHERE no = records.place >> 40) = (SELECT peer FROM logs WHERE no = ? >> 40)"
 )
+# An End may come before its Start, when they are in two logs of one peer: it waits for it.
+FIND_RECORD = (
+    "SELECT 1 FROM records WHERE id = ? AND"
+    " (SELECT peer FROM logs WHERE no = records.place >> 40) = (SELECT peer FROM logs WHERE no = ? >> 40)"
+)
+KEEP_END = "INSERT INTO early_ends (place, id) VALUES (?, ?)"
+FIND_ENDS = (
+    "SELECT early_ends.place, data FROM early_ends JOIN entries ON entries.place = early_ends.place"
+    " WHERE id = ? ORDER BY early_ends.place"
+)
 INSERT_AUDIT = "INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 

@@ -37,7 +37,7 @@ SEQ_BITS = 40
 SEQ_MAX = (1 << SEQ_BITS) - 1
 HOUR_MS = 3_600_000
 
-TABLES = frozenset({"meta", "logs", "entries", "words", "records", "hours", "bands", "audits"})
+TABLES = frozenset({"meta", "logs", "entries", "words", "records", "early_ends", "hours", "bands", "audits"})
 
 STEPS: tuple[str, ...] = (
     """
@@ -55,6 +55,8 @@ STEPS: tuple[str, ...] = (
         http_status INTEGER, node INTEGER NOT NULL, node_name INTEGER NOT NULL, node_ip INTEGER NOT NULL,
         attempts INTEGER, continued_on TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER,
         ttft_ms INTEGER, duration_ms INTEGER, duration_band INTEGER, body_bytes INTEGER NOT NULL);
+    CREATE TABLE early_ends (place INTEGER PRIMARY KEY, id TEXT NOT NULL);
+    CREATE INDEX early_ends_id ON early_ends (id);
     CREATE INDEX records_id ON records (id);
     CREATE INDEX records_at ON records (
         at, place, state, model, node, node_name, key, key_name, arrived, ended,

@@ -367,7 +367,7 @@ class HistoryStore:
                 self._purging.discard(source)
                 return
             async with self._transaction(connection):
-                for table in ("records", "entries"):
+                for table in ("records", "early_ends", "entries"):
                     sql = f"DELETE FROM {table} WHERE place BETWEEN ? AND ?"  # noqa: S608 - a name from above
                     await connection.execute(sql, (place(known.no, 1), rows[-1][0]))
         except (sqlite3.Error, HistoryUnavailable) as error:

@@ -204,6 +204,25 @@ async def test_a_request_that_two_logs_of_one_peer_have_is_one(
     assert await rows(history, "SELECT sum(requests) FROM hours") == [(1,)]
 
 
+async def test_an_end_that_comes_before_its_start_waits_for_it(history: HistoryStore) -> None:
+    """The file was damaged while requests ran: their ends are in the next log, and that may be copied first."""
+    newer = LogId(OTHER.peer, OTHER.run + 1)
+    stranger = LogId("c" * 52, 1)
+    await history.take(newer, 1, [end("1", body=b"answer"), end("2"), end("3"), start("4"), end("4")], 0)
+    await history.take(stranger, 1, [start("1")], 0)  # another peer's request of that name
+    assert await rows(history, "SELECT id FROM early_ends ORDER BY id") == [("1",), ("2",), ("3",)]
+    await history.take(OTHER, 1, [start("1"), start("2"), start("5")], 0)
+    assert await rows(history, "SELECT id, state FROM records ORDER BY id, state") == [
+        ("1", 0), ("1", 1), ("2", 1), ("4", 1), ("5", 0),
+    ]  # fmt: skip
+    assert await rows(history, "SELECT sum(requests) FROM hours") == [(3,)]
+    assert await rows(history, "SELECT id FROM early_ends") == [("3",)]
+    assert await rows(history, "SELECT count(*) FROM records WHERE ended > ?", history.arrived) == [(0,)]
+    await history.retire(newer, 5)
+    await history.settled()
+    assert await rows(history, "SELECT count(*) FROM early_ends") == [(0,)]
+
+
 async def test_a_start_or_an_end_that_was_written_twice_counts_once(history: HistoryStore) -> None:
     await history.append([start("1"), start("1"), end("1"), end("1", status="error")])
     assert await rows(history, "SELECT id, state FROM records") == [("1", 1)]
