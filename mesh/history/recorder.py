@@ -19,6 +19,7 @@ import random
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from inference.chat import Started
@@ -223,13 +224,31 @@ class _Kept:
     def _ending(self, outcome: Outcome) -> asyncio.Future[Place | None]:
         """Queues the End: at once, or beside the request when something large has to be made first."""
         recorder, body = self._recorder, outcome.body if self._has_bodies else None
-        if self._log is not None and self._log != recorder.log:
-            # The file was damaged and begun anew meanwhile: an End counts in the log that has its Start.
+        if self._is_elsewhere(recorder.log):
+            # The file was damaged and begun anew meanwhile: its Start may be lost.
             recorder.put(self._start)
+            self._log = recorder.log
         if self._starting is not None or (body is not None and not is_light(body)):
             return recorder.beside(self._end_later(self._end(outcome, None), body))
         kept = recorder.kept(body, is_light=True) if body is not None else None
-        return recorder.put_watched(self._end(outcome, kept))
+        return self._put_end(self._end(outcome, kept))
+
+    def _put_end(self, end: End) -> asyncio.Future[Place | None]:
+        written = self._recorder.put_watched(end)
+        written.add_done_callback(partial(self._written, end))
+        return written
+
+    def _written(self, end: End, written: asyncio.Future[Place | None]) -> None:
+        """The End is on the disk. If that is when the file was found damaged, both are written to the new log."""
+        if written.cancelled() or (place := written.result()) is None or not self._is_elsewhere(place.log):
+            return
+        self._log = place.log
+        self._recorder.put(self._start)
+        self._put_end(end)
+
+    def _is_elsewhere(self, log: LogId | None) -> bool:
+        """True if that is not the log that has the Start: it may be lost, or come to a copy after its End."""
+        return self._log is not None and log != self._log
 
     async def _start_later(self, body: Mapping[str, Any]) -> None:
         kept = await self._in_thread(body)
@@ -239,7 +258,7 @@ class _Kept:
         if self._starting is not None:
             await asyncio.wait({self._starting})
         kept = await self._in_thread(body) if body is not None else None
-        return await self._recorder.put_watched(replace(end, response_body=kept))
+        return await self._put_end(replace(end, response_body=kept))
 
     async def _in_thread(self, body: Mapping[str, Any]) -> bytes | None:
         try:

@@ -417,6 +417,27 @@ def test_a_request_whose_start_was_lost_with_a_damaged_file_is_whole_in_the_new_
     virtually(play)
 
 
+def test_a_request_whose_end_is_what_finds_the_file_damaged_is_whole_in_the_new_one() -> None:
+    async def play() -> None:
+        async with house() as h:
+            record = h.begin()
+            await h.recorder.close()
+            h.store.free.clear()
+            ending = asyncio.create_task(record.ended(success(ANSWER)))
+            await asyncio.sleep(0.01)
+            h.store.disk.begin_run(99_999_999)
+            h.store.free.set()
+            await ending
+            await h.recorder.close()
+            first, start, end = h.entries
+            assert isinstance(start, Start)
+            assert isinstance(end, End)
+            assert first == end
+            assert start.id == end.id
+
+    virtually(play)
+
+
 # -- on another disk too
 
 
