@@ -37,6 +37,16 @@ class Keeper(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """How this peer came from one mesh into another. `was_young`: the old one was, so what was in it goes along;
+    `has_left`: it left, so what it holds of the others goes; `brings_history`: a person wants the records along."""
+
+    was_young: bool = False
+    has_left: bool = False
+    brings_history: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DoorWord:
     """What a peer tells of the door: open until `until_s`, said at `set_at_s` (unix seconds), and what is final."""
 
@@ -67,8 +77,9 @@ class Home:
         self._state = keeper.load()
         self._is_dirty = False
         self._has_complained = False
-        self.moved_young = False
-        """Whether the mesh it left last was a young one: what was in it then goes along into the new one."""
+        self.last_move = Move()
+        self.brings_history = False
+        """Whether the records go along with the next move."""
         if self._state.mesh_id:
             self._roster = Roster.from_wire(self._state.statements, self._state.mesh_id)
         if not self._state.mesh_id or identity.peer_id not in self._roster.members:
@@ -87,7 +98,8 @@ class Home:
 
     def move(self, roster: Roster, word: DoorWord | None = None) -> None:
         """Another mesh, with the word about its door: nothing of the old one is kept but addresses."""
-        self.moved_young = self.is_young
+        self.last_move = Move(was_young=self.is_young, brings_history=self.brings_history)
+        self.brings_history = False
         self._roster = roster
         self._state = MeshState(mesh_id=roster.mesh_id, statements=roster.to_wire(), addresses=self._state.addresses)
         if word is not None:
@@ -96,7 +108,7 @@ class Home:
 
     def leave(self, door_s: float) -> None:
         """Out of the mesh, into one of its own, which moves to no other by itself: who leaves does not want back in."""
-        self.moved_young = False
+        self.last_move = Move(has_left=True)
         self._found(door_s, is_claimed=False, is_mature=True)
 
     def _found(self, door_s: float, *, is_claimed: bool, is_mature: bool = False) -> None:

@@ -101,8 +101,9 @@ class Governing:
         return {"line": line, "command": f"llm-router join '{line}'", "expires_at": expires_at}
 
     @_in_words
-    async def join(self, to: str) -> Answer:
-        """By a token's line, or the address of a member."""
+    async def join(self, to: str, brings_history: bool = False) -> Answer:
+        """By a token's line, or the address of a member; with what was recorded here before, if that is wanted."""
+        self._home.brings_history = brings_history
         return await self._meeting.join(to)
 
     @_in_words

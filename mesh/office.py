@@ -21,6 +21,7 @@ from typing import Any
 
 from gossip.effects import MemberChanged
 from gossip.election import Claim
+from gossip.home import Move
 from gossip.interfaces import split
 from gossip.roster import Roster
 from gossip.transport import PeerRoute
@@ -287,19 +288,20 @@ class Office:
             self.passing.gone(event.peer)
         self.history.changed()
 
-    def moved(self, takes_along: bool) -> None:
+    def moved(self, how: Move) -> None:
         """This peer is in another mesh."""
         before = self._moving
 
         async def move() -> None:
             if before is not None:
                 await asyncio.wait({before})
-            await self._keeping.admin.move(self._peering.home.roster.mesh_id, bring=takes_along)
+            mesh_id = self._peering.home.roster.mesh_id
+            await self._keeping.admin.move(mesh_id, bring=how.was_young, keep=not how.has_left)
             self._keeping.agents.refresh()
             await self.accounts.claim.start()
             self._greet.set()
 
-        self.history.moved(takes_along)
+        self.history.moved(how.was_young or how.brings_history)
         self._moving = self._loop.create_task(move(), name="moving the admin map")
 
     # -- small things

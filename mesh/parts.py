@@ -157,7 +157,7 @@ class Parts:
                 roster=lambda roster: self.office.roster_changed(roster),
                 fact=lambda peer, key: self.office.fact_changed(peer, key),
                 member=lambda event: self.office.member_changed(event),
-                moved=lambda takes_along: self.office.moved(takes_along),
+                moved=lambda move: self.office.moved(move),
             ),
             notes=self.keeping.notes,
         )

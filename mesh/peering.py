@@ -30,7 +30,7 @@ from gossip.election import Claim
 from gossip.errors import GossipError, UnusableIdentity
 from gossip.frames import Hello
 from gossip.hints import Hint
-from gossip.home import Home, word_in, word_out
+from gossip.home import Home, Move, word_in, word_out
 from gossip.identity import Identity, load_or_create, short
 from gossip.meeting import Meeting, Said
 from gossip.member import About
@@ -70,14 +70,14 @@ class Heard:
 
     `coordinator`: somebody else coordinates, or (None) nobody is known to. `roster`: members came, went or changed.
     `fact`: a member's fact of that key is newer. `member`: one is alive, dead or gone. `moved`: this peer is in another
-    mesh now; True when what was in the old one goes along.
+    mesh now, and how it came there.
     """
 
     coordinator: Callable[[Claim | None], None] = lambda claim: None
     roster: Callable[[Roster], None] = lambda roster: None
     fact: Callable[[str, str], None] = lambda peer, key: None
     member: Callable[[MemberChanged], None] = lambda event: None
-    moved: Callable[[bool], None] = lambda takes_along: None
+    moved: Callable[[Move], None] = lambda move: None
 
 
 class Copied(StartError):
@@ -440,7 +440,7 @@ class Peering:
         self.tls.update(roster)
         if roster.mesh_id != self._mesh_id:
             self._mesh_id = roster.mesh_id
-            self._heard.moved(self.home.moved_young)
+            self._heard.moved(self.home.last_move)
         self._heard.roster(roster)
         guests = {peer for peer, member in roster.members.items() if member.state == "guest"}
         if guests - self._guests and roster.is_signer(self.agent.me):

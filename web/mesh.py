@@ -81,7 +81,8 @@ class MeshRoutes:
 
     async def join(self, request: web.Request) -> web.Response:
         mesh = self._mesh
-        return web.json_response(await mesh.join(await self._body(request, _destination)))
+        to, brings_history = await self._body(request, _destination)
+        return web.json_response(await mesh.join(to, brings_history))
 
     async def leave(self, request: web.Request) -> web.Response:
         return web.json_response(await self._mesh.leave())
@@ -153,8 +154,9 @@ def _uses_and_hours(body: dict[str, Any]) -> tuple[int, float]:
     return uses or 1, hours or 24.0
 
 
-def _destination(body: dict[str, Any]) -> str:
-    return checked(Destination, body)["to"].strip()
+def _destination(body: dict[str, Any]) -> tuple[str, bool]:
+    found = checked(Destination, body)
+    return found["to"].strip(), found.get("bring_history", False)
 
 
 def _new_name(body: dict[str, Any]) -> str:
@@ -184,9 +186,11 @@ class Invitation(TypedDict):
 
 
 class Destination(TypedDict):
-    """The line of an invitation, or the address of a member."""
+    """The line of an invitation, or the address of a member. `bring_history`: what was recorded here before becomes
+    part of that mesh's history; else it stays on this machine."""
 
     to: Annotated[str, Text(TO_LENGTH_MAX, is_line=True)]
+    bring_history: NotRequired[bool]
 
 
 class NewName(TypedDict):

@@ -318,7 +318,7 @@ class MeshFacet:
     approve: Callable[[str], Awaitable[dict[str, Any]]]  # six digits, or the id of the request
     deny: Callable[[str], Awaitable[dict[str, Any]]]
     invite: Callable[[int, float], Awaitable[dict[str, Any]]]  # uses, hours -> {line, command, expires_at}
-    join: Callable[[str], Awaitable[dict[str, Any]]]  # a token line, or an address
+    join: Callable[[str, bool], Awaitable[dict[str, Any]]]  # a token line or an address; True: bring the history
     leave: Callable[[], Awaitable[dict[str, Any]]]
     rename: Callable[[str, str], Awaitable[dict[str, Any]]]
     revoke: Callable[[str], Awaitable[dict[str, Any]]]

@@ -23,11 +23,12 @@ _POLL_S = 0.5
 )
 @click.argument("where")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the approval.")
+@click.option("--bring-history", is_flag=True, help="Also share the requests that were recorded here before.")
 @json_option
 @with_peer
-def join(peer: Peer, where: str, no_wait: bool, as_json: bool) -> None:
+def join(peer: Peer, where: str, no_wait: bool, bring_history: bool, as_json: bool) -> None:
     before = peer.get("/api/mesh")["mesh_id"]
-    answer = peer.post("/api/mesh/join", {"to": where})
+    answer = peer.post("/api/mesh/join", {"to": where, **({"bring_history": True} if bring_history else {})})
     if answer["state"] == "asking":
         found = f"Found mesh {answer['name']} ({count(answer['members'], 'machine')})."
         click.echo(harmless(f"{found} Asking to join: {answer['digits']}"), err=True)

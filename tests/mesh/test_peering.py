@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gossip.frames import Hello
+from gossip.home import Move
 from gossip.identity import Identity
 from gossip.roster import Roster
 from mesh.governing import Refused
@@ -87,3 +88,24 @@ async def test_who_came_by_the_door_cannot_claim_the_mesh(tmp_path: Path) -> Non
     with pytest.raises(Refused, match="claim the mesh on founder"):
         await mine.governing.claim(None)
     assert not mine.home.is_claimed
+
+
+async def test_how_this_peer_came_into_its_mesh_says_what_goes_along(tmp_path: Path) -> None:
+    mine = peering(tmp_path / "data", [])
+    founder = Identity.generate()
+
+    def mesh_of(founder: Identity) -> Roster:
+        roster = Roster.found(founder, "founder", 1_000_000.0)
+        return roster.admit(founder, mine.identity.certificate_der, "mine", "token", "active", 1_000_001.0)
+
+    mine.home.move(mesh_of(founder))
+    assert mine.home.last_move == Move(was_young=True)
+    mine.home.own()
+    mine.home.brings_history = True
+    mine.home.move(mesh_of(Identity.generate()))
+    assert mine.home.last_move == Move(brings_history=True)
+    mine.home.own()
+    mine.home.move(mesh_of(Identity.generate()))
+    assert mine.home.last_move == Move()
+    mine.home.leave(0.0)
+    assert mine.home.last_move == Move(has_left=True)
