@@ -79,7 +79,7 @@ def _wrong(answer: Answer, record: Record, *, is_over: bool) -> str:
         return "a success that its client was told is none" if state == "success" and answer.error else ""
     if state != "success":
         return f"{state}, and its client got all of it"
-    if record["ingress_machine_name"] != answer.asked:
+    if answer.asked and record["ingress_machine_name"] != answer.asked:
         return f"recorded at {record['ingress_machine_name']}"
     body = record["response_body"]
     if body is None or not str(body["id"]).endswith(answer.headers.get("x-request-id", "?")):
