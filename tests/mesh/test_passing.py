@@ -239,7 +239,7 @@ async def test_a_peer_that_is_alone_owns_everything_before_it_is_elected() -> No
 async def test_two_peers_that_each_take_the_other_for_the_coordinator_pass_nothing_round() -> None:
     async with house("tower", "attic") as mesh:
         mesh.coordinator |= {"tower": "attic", "attic": "tower"}
-        status, answer, headers = await mesh.peers["attic"].ask("DELETE", f"/api/agents/{SERVER}")
+        status, answer, headers = await mesh.peers["attic"].ask("POST", f"/api/agents/{SERVER}/disconnect")
         assert (status, headers["retry-after"]) == (503, "1") and "not the one" in answer["error"]
         assert mesh.peers["tower"].seen == [f"DELETE {PREFIX}/api/agents/{SERVER}"]
         assert mesh.peers["attic"].seen == []
@@ -249,7 +249,7 @@ async def test_two_peers_that_each_take_the_other_for_the_coordinator_pass_nothi
 async def test_a_coordinator_that_is_gone_is_503_and_nothing_is_sent_twice() -> None:
     async with house("tower", "attic") as mesh:
         mesh.addresses["tower"] = ("127.0.0.1:1",)
-        status, answer, headers = await mesh.peers["attic"].ask("DELETE", f"/api/agents/{SERVER}")
+        status, answer, headers = await mesh.peers["attic"].ask("POST", f"/api/agents/{SERVER}/disconnect")
         assert (status, headers["retry-after"]) == (503, "1") and "cannot be reached" in answer["error"]
         mesh.addresses["tower"] = ()
         assert (await mesh.peers["attic"].ask("GET", RECORDS))[0] == 503
