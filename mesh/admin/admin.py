@@ -254,7 +254,8 @@ class Admin:
         if not is_ending:
             if replica.skew.is_refused(now_ms, now_s):
                 raise ClockWrong(self._clock_note())
-            hidden = max([replica.unread(key), *(row.clock for row in held.values() if row.clock.is_ahead(now_ms))])
+            others = [row.clock for row in held.values() if row.author != replica.identity.peer_id]
+            hidden = max([replica.unread(key), *(clock for clock in others if clock.is_ahead(now_ms))])
             if hidden != NEVER and not replica.trusts_its_clock():
                 raise ClockWrong(
                     f"{key} was written by a machine whose clock is {(hidden.ms - now_ms) / 1000:.0f} s ahead of this"

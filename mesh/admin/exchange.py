@@ -66,6 +66,7 @@ class Exchange:
             return 409, b""
         if peer not in replica.signers():
             return 403, b""
+        replica.skew.heard(peer, message.now_ms, replica.now_s())
         if message.last_synced_ms < replica.horizon_ms:
             return 200, self._pushed((), is_stale=True)
         taken = await replica.take(message.rows, peer)
@@ -80,6 +81,8 @@ class Exchange:
             return 409, b""
         is_guest = peer not in self._replica.signers()
         if isinstance(message, Compare):
+            if not is_guest:
+                self._replica.skew.heard(peer, message.now_ms, self._replica.now_s())
             if not is_guest and self._replica.is_stale(message.horizon_ms):
                 self._must_ask(peer)
             return 200, CODEC.encode(self._compared(message, is_guest))
@@ -126,7 +129,7 @@ class Exchange:
                 rows.append(written(row))
                 size += len(rows[-1])
         names = b"" if is_guest else b"".join(sorted(wanted))
-        return Told(now_ms=self._replica.now_ms(), buckets=covered, rows=tuple(rows), wanted=names, is_all=is_all)
+        return Told(buckets=covered, rows=tuple(rows), wanted=names, is_all=is_all)
 
     async def _on_rows(self, request: web.Request) -> web.StreamResponse:
         return await self._answered(request, self.rows)

@@ -160,14 +160,25 @@ class AdminMap:
 
     # -- changes
 
-    def plan(self, rows: Iterable[Row], signers: Signers, now_ms: int, plan: Plan | None = None) -> Plan:
-        """What these rows would do, after what is in `plan` already. Checks signatures of those that would win."""
+    def plan(
+        self,
+        rows: Iterable[Row],
+        signers: Signers,
+        now_ms: int,
+        plan: Plan | None = None,
+        *,
+        is_clock_right: bool = True,
+    ) -> Plan:
+        """What these rows would do, after what is in `plan` already. Checks signatures of those that would win.
+
+        `is_clock_right`: what is here and dated ahead of `now_ms` was let in by a clock that was wrong then; it yields.
+        """
         plan = plan or Plan()
         for row in rows:
             fields = self._planned(plan, row.key)
             if fields.get(row.field) == row:
                 continue
-            refusal = self._refusal(row, fields, signers, now_ms, plan)
+            refusal = self._refusal(row, fields, signers, now_ms, plan, is_clock_right)
             if refusal is None:
                 self._take(row, fields, plan)
             else:
@@ -241,7 +252,13 @@ class AdminMap:
         return fields
 
     def _refusal(
-        self, row: Row, fields: Mapping[str, Row], signers: Signers, now_ms: int, plan: Plan
+        self,
+        row: Row,
+        fields: Mapping[str, Row],
+        signers: Signers,
+        now_ms: int,
+        plan: Plan,
+        is_clock_right: bool,
     ) -> Refusal | None:
         """Why it is not taken; what is cheap to see comes first, its signature last."""
         held = fields.get(row.field)
@@ -252,7 +269,8 @@ class AdminMap:
             return "clock"
         if is_ending and not fields and _is_collected(row, now_ms):
             return "expired"
-        if held is not None and not _beats(row, held, signers, now_ms):
+        is_wrong = held is not None and not is_ending and is_clock_right and held.clock.is_ahead(now_ms)
+        if held is not None and not is_wrong and _rank(row, signers) <= _rank(held, signers):
             return "older"
         if row.author not in signers:
             return "author"
@@ -320,13 +338,6 @@ def _folded(sums: Iterable[int]) -> bytes:
 
 def _is_collected(row: Row, now_ms: int) -> bool:
     return row.key.partition("/")[0] not in FOR_EVER and row.clock.ms < horizon(now_ms)
-
-
-def _beats(row: Row, held: Row, signers: Signers, now_ms: int) -> bool:
-    # What was taken in while the own clock was wrong, and is from the future now that it is right, yields to anything.
-    if held.field != ENDED and held.clock.is_ahead(now_ms):
-        return True
-    return _rank(row, signers) > _rank(held, signers)
 
 
 def _rank(row: Row, signers: Signers) -> tuple[Clock, bool, PeerId, bytes, bytes]:

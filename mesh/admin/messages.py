@@ -28,16 +28,18 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Push:
-    """Rows for a member. `last_synced_ms`: when the teller last knew all that the mesh knew."""
+    """Rows for a member. `now_ms`: what the teller's clock shows; `last_synced_ms`: when it last knew all that the mesh
+    knew."""
 
     mesh: str
+    now_ms: int
     last_synced_ms: int
     rows: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed:
-    """`now_ms`: what the answering machine's clock shows. `is_stale`: nothing was taken, ask for a copy first."""
+    """`refused`: how many for which reason. `is_stale`: nothing was taken, ask for a copy first."""
 
     now_ms: int
     digest: bytes
@@ -50,6 +52,7 @@ class Compare:
     """`digest` of what guests may have, then of the rest. `horizon_ms`: endings before that may be forgotten."""
 
     mesh: str
+    now_ms: int
     last_synced_ms: int
     horizon_ms: int
     digest: bytes
@@ -81,7 +84,6 @@ class Told:
     `is_all` false: ask for the same again, there is more.
     """
 
-    now_ms: int
     buckets: int
     rows: tuple[bytes, ...]
     wanted: bytes

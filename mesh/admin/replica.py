@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,7 +48,7 @@ _FAULTS = frozenset({"malformed", "author", "signature", "clock", "full"})
 
 _T = TypeVar("_T")
 Watcher = Callable[[frozenset[str]], None]
-Push = Callable[[Sequence[Row]], Awaitable[None]]
+Push = Callable[[Sequence[Row]], Coroutine[Any, Any, None]]
 Superseded = Callable[[Row, Row], None]
 
 
@@ -129,10 +129,13 @@ class Replica:
 
     async def whole(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Not cut in half when who waits for it goes away: the disk and memory would differ."""
+        return await asyncio.shield(self._spawn(work))
+
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return task
 
     # -- who
 
@@ -166,6 +169,8 @@ class Replica:
 
     async def _take(self, wire: Sequence[bytes], teller: PeerId) -> Taken:
         async with self.lock:
+            self.settle_clock()
+            redated = await self._redate()  # before anything is compared with what a wrong clock dated
             plan, bad = Plan(), 0
             for at in range(0, len(wire), SLICE):
                 rows: list[Row] = []
@@ -174,7 +179,8 @@ class Replica:
                         rows.append(read(data))
                     except BadRow:
                         bad += 1
-                self.map.plan(rows, self.signers(), self.now_ms(), plan)
+                trusts = self.trusts_its_clock()
+                self.map.plan(rows, self.signers(), self.now_ms(), plan, is_clock_right=trusts)
                 await asyncio.sleep(0)
             change = self.map.change(plan)
             if change.keys:
@@ -185,6 +191,8 @@ class Replica:
                     self._unstored(error)
                 self.map.apply(change)
                 self._changed(change.stored, change.keys)
+        if redated:
+            self._spawn(self.push(redated))
         self._tell_lost(plan)
         refused = Counter(reason for _, reason in plan.refused) + Counter(malformed=bad)
         self._note_refused(plan, refused, teller)
@@ -192,7 +200,7 @@ class Replica:
         return Taken(accepted=len(plan.accepted), refused=refused, names=names)
 
     async def replace(self, fresh: AdminMap, horizon_ms: int) -> None:
-        """Another member's map instead of this one, which is too old to be merged. Keys made since then are kept."""
+        """Another member's map instead of this one, which is too old to be merged. What was made and ended is kept."""
         await self.whole(self._replace(fresh, horizon_ms))
 
     async def _replace(self, fresh: AdminMap, horizon_ms: int) -> None:
@@ -200,6 +208,7 @@ class Replica:
             if fresh.mesh_id != self.map.mesh_id:
                 return
             kept = tending.made_since(self.map, self.last_synced_ms)
+            kept += await self._endings()
             fresh.merge(kept, self.signers(), self.now_ms())
             log.warning(
                 "this machine was away for too long: its admin map was archived, and the others' is used",
@@ -208,6 +217,16 @@ class Replica:
             await self._begin(fresh, keep=True)
             self.horizon_ms = horizon_ms
             await self._note()
+
+    async def _endings(self) -> list[Row]:
+        """All that is here: what this machine ended while it was away is over, whatever the others' map says."""
+        signers = self.signers()
+        endings = [row for row in self.map.all_rows() if row.field == ENDED]
+        orphans = [row for row in endings if row.author not in signers] if self.is_signer else []
+        for at in range(0, len(orphans), SLICE):
+            endings += adopted(orphans[at : at + SLICE], self.identity, self.map.mesh_id)
+            await asyncio.sleep(0)
+        return endings
 
     async def move(self, mesh_id: str, *, bring: bool, keep: bool) -> None:
         """To the map of another mesh: an empty one, or with `bring` with what this peer wrote, signed anew.
@@ -334,9 +353,13 @@ class Replica:
         if not self._must_redate or not self.trusts_its_clock():
             return []
         rows = tending.redated(self.map.all_rows(), self.identity, self.map.mesh_id, self.clock, self.now_ms())
-        await self.commit(self.map.plan_with(rows))
+        try:
+            await self.commit(self.map.plan_with(rows if self.is_signer else ()))
+        except AdminError as error:
+            self._unstored(error)
+            return []
         self._must_redate = False
-        return rows
+        return rows if self.is_signer else []
 
     async def _adopt(self) -> list[Row]:
         """The coordinator answers for what departed members wrote. Others do so for endings, which nobody may lose."""

@@ -29,17 +29,17 @@ def differing(admin_map: AdminMap, digests: bytes, *, with_closed: bool) -> list
 
 
 class Rounds:
-    """`moved` counts the rows that were taken in, or given, so far."""
+    """`moved` counts the rows that were taken in on either side so far."""
 
     def __init__(
         self,
         admin_map: AdminMap,
         *,
         ask: Callable[[Ask], Awaitable[object | None]],
-        give: Callable[[Sequence[bytes]], Awaitable[None]] | None,
+        give: Callable[[Sequence[bytes]], Awaitable[int]] | None,
         take: Callable[[Sequence[bytes]], Awaitable[Taken]],
     ) -> None:
-        """`give` is None for one that only takes."""
+        """`give` tells how many were taken; it is None for one that only takes."""
         self._map = admin_map
         self._ask = ask
         self._give = give
@@ -93,5 +93,4 @@ class Rounds:
         names = names_in(wanted)
         rows = [written(row) for hashed, row in self._map.hashes(buckets) if hashed[:NAME_BYTES] in names]
         if rows:
-            self.moved += len(rows)
-            await self._give(rows)
+            self.moved += await self._give(rows)

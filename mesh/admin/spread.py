@@ -193,18 +193,25 @@ class Spread:
         except Exception:  # border: one member's nonsense
             log.exception("rows could not be told", extra={"peer": short(peer)})
 
-    async def _give(self, peer: PeerId, wire: Sequence[bytes]) -> None:
-        """Raises PeerGone."""
-        replica = self._replica
+    async def _give(self, peer: PeerId, wire: Sequence[bytes]) -> int:
+        """How many it took. Raises PeerGone."""
+        replica, taken = self._replica, 0
         for portion in portions(wire):
-            push = Push(mesh=replica.map.mesh_id, last_synced_ms=replica.last_synced_ms, rows=portion)
+            push = Push(
+                mesh=replica.map.mesh_id,
+                now_ms=replica.now_ms(),
+                last_synced_ms=replica.last_synced_ms,
+                rows=portion,
+            )
             pushed = await self._asked(peer, ROWS_PATH, push)
             if not isinstance(pushed, Pushed):
-                return
+                break
             replica.skew.heard(peer, pushed.now_ms, self._now())
             if pushed.is_stale:
                 self._look(peer, 0.0)
-                return
+                break
+            taken += max(0, len(portion) - sum(count for _, count in pushed.refused))
+        return taken
 
     # -- comparing
 
@@ -220,6 +227,7 @@ class Spread:
             SYNC_PATH,
             Compare(
                 mesh=asked.mesh_id,
+                now_ms=replica.now_ms(),
                 last_synced_ms=replica.last_synced_ms,
                 horizon_ms=max(0, replica.horizon_ms),
                 digest=on_the_wire(asked.digest()),
@@ -228,10 +236,10 @@ class Spread:
         if not isinstance(compared, Compared) or replica.map is not asked:
             return False
         replica.skew.heard(peer, compared.now_ms, self._now())
-        is_theirs_stale = compared.last_synced_ms < replica.horizon_ms
-        if replica.is_stale(compared.horizon_ms) and not is_theirs_stale and replica.trusts_its_clock():
-            return await self._copy(peer, compared)
-        if is_theirs_stale and not replica.is_stale(compared.horizon_ms):
+        if replica.is_stale(compared.horizon_ms):
+            if replica.trusts_its_clock():
+                return await self._copy(peer, compared)
+        elif compared.last_synced_ms < replica.horizon_ms:
             return False  # it asks for a copy, having heard how far endings were collected here
         buckets = differing(asked, compared.digests, with_closed=replica.is_signer)
         rounds = self._rounds(peer, asked, lambda wire: replica.take(wire, peer))

@@ -240,6 +240,8 @@ class House:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._carry(source, target)
+                if target.name in self.frozen:
+                    await asyncio.sleep(3600)
                 if source.id not in target.roster.members:
                     return Answer(status=403, headers={}, body=b"")
                 answering = target.spread.exchange
@@ -257,7 +259,7 @@ class House:
         if not self.reaches(source.name, target.name):
             await asyncio.sleep(1)
             raise PeerGone("cut off")
-        if self.rng.random() < self.loss or target.name in self.frozen:
+        if self.rng.random() < self.loss:
             await asyncio.sleep(3600)
 
     # -- machines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,11 +150,6 @@ async def test_a_guest_of_the_mesh_writes_nothing(tmp_path: Path) -> None:
 async def test_a_map_of_a_newer_version_is_shown_and_not_written(tmp_path: Path) -> None:
     async with admin_in(tmp_path) as admin:
         await admin.put("key/1", {"name": "x"})
-        connection = AdminFile(tmp_path, program="9.0")
-        await connection.load()
-        await connection.close()
-    import sqlite3
-
     other = sqlite3.connect(tmp_path / "admin.db", isolation_level=None)
     other.execute("PRAGMA user_version = 2")
     other.close()

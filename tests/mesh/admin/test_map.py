@@ -144,16 +144,17 @@ def test_an_ending_counts_against_older_and_newer_writes_and_whatever_its_clock_
         assert admin_map.keys("key/") == []
 
 
-def test_a_present_signer_wins_a_tie_against_one_that_left() -> None:
-    by_c = row(by="c", value=b'"same"')
-    (by_a,) = adopted([by_c], who("a"), MESH)
+@pytest.mark.parametrize(("gone", "stays"), [("c", "a"), ("a", "c"), ("a", "b"), ("b", "a")])
+def test_a_present_signer_wins_a_tie_against_one_that_left(gone: str, stays: str) -> None:
+    old = row(by=gone, value=b'"same"')
+    (new,) = adopted([old], who(stays), MESH)
     admin_map = AdminMap(MESH)
-    admin_map.merge([by_c], SIGNERS, NOW_MS)
-    without_c = {peer: key for peer, key in SIGNERS.items() if peer != by_c.author}
-    assert admin_map.orphans(SIGNERS) == [] and admin_map.orphans(without_c) == [by_c]
-    assert not admin_map.merge([by_a], without_c, NOW_MS).lost
-    assert contents(admin_map) == {by_a}
-    assert admin_map.merge([by_c], without_c, NOW_MS).refused == [(by_c, "older")]
+    admin_map.merge([old], SIGNERS, NOW_MS)
+    without = {peer: key for peer, key in SIGNERS.items() if peer != old.author}
+    assert admin_map.orphans(SIGNERS) == [] and admin_map.orphans(without) == [old]
+    assert not admin_map.merge([new], without, NOW_MS).lost
+    assert contents(admin_map) == {new}
+    assert admin_map.merge([old], without, NOW_MS).refused == [(old, "older")]
 
 
 def test_an_edit_is_lost_only_to_one_that_had_not_seen_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.admin.clock import NEVER, Clock
+from mesh.admin.clock import Clock
 from mesh.admin.rows import VALUE_BYTES_MAX, BadRow, Row, adopted, hash_of, is_signed, read, signed, written
 from tests.mesh.admin.house import who
 
@@ -42,7 +42,8 @@ def test_a_row_comes_back_from_its_bytes_and_is_signed_in_its_own_mesh_only() ->
         {"value": b'"y"'},
         {"clock": Clock(5, 7)},
         {"clock": Clock(6, 6)},
-        {"over": NEVER},
+        {"over": Clock(0, 2)},
+        {"over": Clock(1, 0)},
         {"author": who("b").peer_id},
         {"signature": b"\0" * 64},
     ],
@@ -95,6 +96,25 @@ def test_an_adopted_row_says_the_same_at_the_same_time_by_somebody_else() -> Non
 def test_what_nobody_would_take_is_not_even_signed(how: dict[str, object]) -> None:
     with pytest.raises(BadRow):
         row(**how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"key": "key"},
+        {"field": "Name"},
+        {"value": b"{"},
+        {"value": b'"' + b"x" * VALUE_BYTES_MAX + b'"'},
+        {"clock": Clock(2**53 + 1, 0)},
+        {"over": Clock(0, 2**16)},
+        {"author": "a" * 51},
+        {"author": "A" * 52},
+        {"signature": b"\0" * 63},
+    ],
+)
+def test_what_nobody_would_sign_is_not_read(how: dict[str, object]) -> None:
+    with pytest.raises(BadRow):
+        read(written(dataclasses.replace(row(), **how)))  # type: ignore[arg-type]
 
 
 def test_the_longest_row_can_be_read() -> None:

@@ -115,6 +115,15 @@ async def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
     assert there == set(range(len(there))), "nothing half"
 
 
+async def test_the_disk_is_waited_for(tmp_path: Path) -> None:
+    """What a kill cannot show, because the operating system lives on: SQLite is told to flush at every commit."""
+    async with opened(tmp_path) as file:
+        connection = file._connection
+        assert connection is not None
+        assert [tuple(each) for each in await connection.execute_fetchall("PRAGMA synchronous")] == [(2,)]
+        assert [tuple(each) for each in await connection.execute_fetchall("PRAGMA journal_mode")] == [("wal",)]
+
+
 @pytest.mark.parametrize("damage", ["not a database", "pages", "no tables"])
 async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
