@@ -40,9 +40,13 @@ class Watch:
             self._watched.pop(task, None)
 
     def look(self) -> None:
-        """Asks about each of them now."""
+        """Asks about each of them now; about two requests of one key once."""
+        answers: dict[tuple[str | None, str | None], bool] = {}
         for task, caller in list(self._watched.items()):
-            if self._revoked(caller):
+            who = (caller.key_id, caller.session_id)
+            if who not in answers:
+                answers[who] = self._revoked(caller)
+            if answers[who]:
                 self._in_flight.cut(
                     task, HttpRefusal(401, "That key or login was revoked while it was used.", code="invalid_api_key")
                 )

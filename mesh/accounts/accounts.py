@@ -23,7 +23,7 @@ from mesh.accounts.book import CLAIMED, KEY, SESSION, USER, Book
 from mesh.accounts.claim import Claim
 from mesh.accounts.errors import TooManyLogins, TooManyTries
 from mesh.accounts.keys import Keys
-from mesh.accounts.limits import HELD_S_MAX, TOLD_S, Admitted, Held, Ledger, Left, Meter, Refused
+from mesh.accounts.limits import HELD_S_MAX, Admitted, Held, Ledger, Left, Meter, Refused
 from mesh.accounts.passwords import Passwords, checked_password
 from mesh.accounts.sessions import Sessions
 from mesh.accounts.tries import Tries, by_address
@@ -325,5 +325,5 @@ def _busy() -> HttpRefusal:
         "The limits of this key are being used through several machines at once; please try again.",
         code="rate_limit_exceeded",
         error_type="rate_limit_error",
-        headers={"Retry-After": str(int(TOLD_S + 1))},
+        headers={"Retry-After": "3"},
     )

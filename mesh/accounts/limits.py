@@ -3,19 +3,20 @@
 Every peer admits by itself, so that no request waits for another machine; each tells the others, by gossip, what its
 keys used. That news is a second or two old. What holds the limit meanwhile:
 
-    room   = limit * SLACK - all that is known but for what this peer took itself in the last TOLD_S
+    room   = limit * SLACK - all that is known but for what this peer took itself in the last told_s
     a peer alone in the mesh, or the only one where the key is active:  all of the room
     several where it is active:   half of the room among all, the other half for one of them (by hash), so that a
                                   request that is larger than a small share finds a place
     a peer where it was not active lately:   COLD_SHARE of the limit among all other peers, until it has been active
-                                  for TOLD_S: by then everybody knows, and shares with it
+                                  for told_s: by then everybody knows, and shares with it
 
-What a peer took in the last TOLD_S may not be more than its share, and all that is known never more than the limit.
+What a peer took in the last told_s may not be more than its share, and all that is known never more than the limit.
 A request that fits the limit but not the share is held until the share grows, at most HELD_S_MAX: a client sees that
 it waits, not an error. Simulated with five peers, news 1 and 2 s old and clients that do their worst (all at once, from
 peer to peer, ten times the limit): 0.9 to 1.0 times the limit gets through from 60 requests a minute on, never more
 than 1.16 times. Spread over five peers at once, of a limit of 5 a minute half may be all, and of requests that take a
-fifth of it each two thirds; a client that stays at one peer gets all of it.
+fifth of it each two thirds; a client that stays at one peer gets all of it. When news take longer than told_s, or do
+not get through at all (a partition), each side has the whole limit.
 
 A minute slides, in buckets of a second. A day is a day of UTC. Tokens are reserved at admission, as an estimate, and
 corrected at the end of the request.
@@ -33,15 +34,16 @@ from typing import Literal
 from gossip.codec import CodecError, pack, unpack
 
 MINUTE_S = 60
-TOLD_S = 2.5
-"""Gossip at 50 peers brings the load to 99 % of them in 2.7 s, at 5 in 1.6; and it is told every half second."""
+TOLD_S = ((15, 2.5), (127, 4.0), (1 << 62, 20.0))
+"""Within how many seconds everybody has heard, by the number of others. Gossip has brought 99 % of the news to the last
+of 5 peers in 1.6 s, of 50 in 2.7, of 500 in 16; and this is told every half second."""
 ACTIVE_S = 15.0
 """After so long without a request of the key a peer no longer counts as one where it is active."""
 IDLE_STEP_S = 5
 BEAT_S = 10.0
 SLACK = 1.15
 """Shares that add up to the limit leave some of it unused: what one peer does not take, another may not."""
-COLD_SHARE = 0.1
+COLD_SHARE = 0.2
 HELD_S_MAX = 5.0
 """How long a request waits for its share, all in all; a client that waits longer is better told to come back."""
 
@@ -158,6 +160,7 @@ class Ledger:
         if now - own.active_at > ACTIVE_S:
             own.active_since = now
         own.active_at = now
+        told_s = told_within_s(len(others))
         used = {meter: self._used(key_id, meter, now) for meter, _, _ in quota.meters(tokens)}
         for meter, limit, amount in quota.meters(tokens):
             if used[meter] + amount > limit:
@@ -165,10 +168,11 @@ class Ledger:
                 wait_s = _day_left_s(wall_s) if meter == "day" else own.wait_s(meter, over, now)
                 return Refused(meter=meter, limit=limit, used=used[meter], retry_after_s=wait_s)
         for meter, limit, amount in quota.meters(tokens):
-            taken = own.since(meter, now - TOLD_S)
+            taken = own.since(meter, now - told_s)
             share = self._share(key_id, own, meter, limit=limit, known=used[meter] - taken, now=now, others=others)
             if taken + amount > share:
-                return Held(until=self._share_grows_at(own, now))
+                is_new = now - own.active_since < told_s
+                return Held(until=own.active_since + told_s if is_new else now + told_s / 2)
         own.take(int(now), 1, tokens)
         left = {
             meter: Left(
@@ -259,27 +263,22 @@ class Ledger:
     def _share(
         self, key_id: str, own: _Own, meter: Meter, *, limit: int, known: int, now: float, others: Collection[str]
     ) -> float:
-        """How much this peer may take within TOLD_S; `known` is what everybody took but for that."""
+        """How much this peer may take within `told_s`; `known` is what everybody took but for that."""
+        told_s = told_within_s(len(others))
         room = limit * SLACK - known
         if not others:
             return room
-        if now - own.active_since < TOLD_S:
+        if now - own.active_since < told_s:
             return min(room, limit * COLD_SHARE / len(others))
-        active = {p for p, told in self._heard_of(key_id, now).items() if told.is_active(now) and p in others}
+        active = {p for p, told in self._heard_of(key_id, now).items() if told.is_active(now, told_s) and p in others}
         if not active:
             return room
         count = len(active) + 1
         if any(_rank(key_id, self._me) < _rank(key_id, peer) for peer in active):
             return room / (2 * count)
-        taken = own.since(meter, now - TOLD_S)
+        taken = own.since(meter, now - told_s)
         lump = 0.0 if taken else room if meter == "requests" else 0.8 * room
         return max(lump, room / (2 * count) + room / 2)
-
-    def _share_grows_at(self, own: _Own, now: float) -> float:
-        """When it is worth asking again."""
-        if now - own.active_since < TOLD_S:
-            return own.active_since + TOLD_S
-        return now + TOLD_S / 2
 
     def _begin_day(self, wall_s: float) -> None:
         day = int(wall_s // _DAY_S)
@@ -338,7 +337,7 @@ class _Own:
             needed -= bucket.requests if meter == "requests" else bucket.tokens
             if needed <= 0:
                 return max(1, math.ceil(bucket.second + 1 + MINUTE_S - now))
-        return max(1, math.ceil(TOLD_S)) if not self.buckets else MINUTE_S
+        return MINUTE_S if self.buckets else 5
 
     def rank(self, now: float) -> tuple[bool, int, int]:
         is_active = now - self.active_at <= ACTIVE_S
@@ -365,9 +364,14 @@ class _Told:
     def of(self, meter: Meter) -> int:
         return self.use.requests if meter == "requests" else self.use.tokens
 
-    def is_active(self, now: float) -> bool:
+    def is_active(self, now: float, told_s: float) -> bool:
         """Still so by its own reckoning, and until everybody knows that it is not."""
-        return now - self.heard_at + self.use.idle_s <= ACTIVE_S + TOLD_S
+        return now - self.heard_at + self.use.idle_s <= ACTIVE_S + told_s
+
+
+def told_within_s(others: int) -> float:
+    """How long news take to all of so many other peers."""
+    return next(seconds for count, seconds in TOLD_S if others <= count)
 
 
 def _rank(key_id: str, peer: str) -> bytes:

@@ -256,7 +256,7 @@ async def test_with_other_peers_there_a_small_limit_waits_for_the_news_and_is_th
 async def test_only_so_many_requests_wait_for_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_MAX", 2)
     accounts = peer_accounts(tmp_path, others=("tower",))
-    _, caller = await key(accounts, requests_per_minute=5)
+    _, caller = await key(accounts, requests_per_minute=4)
     waiting = [asyncio.create_task(accounts.spend(caller, 0)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(HttpRefusal) as refused:
