@@ -7,7 +7,21 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from tests.drills import crash, forming, leaving, losing, noticing, strangers, wedging
+from tests.drills import (
+    crash,
+    filling,
+    forming,
+    killing,
+    leaving,
+    losing,
+    noticing,
+    parting,
+    reigning,
+    soaking,
+    spoiling,
+    strangers,
+    wedging,
+)
 from tests.drills.figure import Figure
 from tests.drills.idle import idle
 from tests.drills.leak import leak
@@ -26,6 +40,11 @@ ONE_PEER: Mapping[str, Drill] = {
     "client leaves": leave,
     "thousand requests": leak,
     "slow clients": slow,
+    "killed while it writes": partial(killing.while_it_writes, times=200),
+}
+ONE_PEER_IN_CI: Mapping[str, Drill] = {
+    **ONE_PEER,
+    "killed while it writes": partial(killing.while_it_writes, times=15),
 }
 MESH: Mapping[str, Drill] = {
     "two find each other": partial(forming.by_mdns, hosts=2),
@@ -50,6 +69,13 @@ MESH: Mapping[str, Drill] = {
     "rolling restart": partial(leaving.rolling, hosts=5),
     "stopped while it serves": partial(leaving.drained, tokens=600),
     "strangers": partial(strangers.strangers, packets=100_000, knocks=400),
+    "coordinator kill": partial(reigning.coordinator_kill, times=100),
+    "partition": partial(parting.partition, for_s=60.0),
+    "disks full": partial(filling.full, for_s=30.0),
+    "databases locked": partial(spoiling.lock, for_s=60.0),
+    "database damaged at the start": partial(spoiling.spoilt_at_start, times=9),
+    "database damaged while it runs": partial(spoiling.spoilt_while_it_runs, times=8),
+    "short soak": partial(soaking.soak, minutes=10.0, every_s=10.0),
 }
 """They need a LAN (tests.fixtures.lan)."""
 DRILLS: Mapping[str, Drill] = {**ONE_PEER, **MESH}
@@ -78,4 +104,11 @@ MESH_IN_CI: Mapping[str, Drill] = {
     "rolling restart": partial(leaving.rolling, hosts=3),
     "stopped while it serves": partial(leaving.drained, tokens=400),
     "strangers": partial(strangers.strangers, packets=10_000, knocks=40),
+    "coordinator kill": partial(reigning.coordinator_kill, times=3),
+    "partition": partial(parting.partition, for_s=6.0),
+    "disks full": partial(filling.full, for_s=2.0),
+    "databases locked": partial(spoiling.lock, for_s=5.0),
+    "database damaged at the start": partial(spoiling.spoilt_at_start, times=3),
+    "database damaged while it runs": partial(spoiling.spoilt_while_it_runs, times=2),
+    "short soak": partial(soaking.soak, minutes=0.6, every_s=4.0),
 }
