@@ -241,7 +241,7 @@ async def test_two_peers_that_each_take_the_other_for_the_coordinator_pass_nothi
         mesh.coordinator |= {"tower": "attic", "attic": "tower"}
         status, answer, headers = await mesh.peers["attic"].ask("POST", f"/api/agents/{SERVER}/disconnect")
         assert (status, headers["retry-after"]) == (503, "1") and "not the one" in answer["error"]
-        assert mesh.peers["tower"].seen == [f"DELETE {PREFIX}/api/agents/{SERVER}"]
+        assert mesh.peers["tower"].seen == [f"POST {PREFIX}/api/agents/{SERVER}/disconnect"]
         assert mesh.peers["attic"].seen == []
         assert mesh.peers["tower"].managed.asked == mesh.peers["attic"].managed.asked == []
 
