@@ -297,6 +297,8 @@ async def test_what_is_older_than_the_setting_goes_by_itself_here_and_at_the_coo
         b._retention_at = 0.0
         b._wake.set()
         await eventually(lambda: [low for low, _ in (a._store.vector() if a._store else {}).values()] == [2])
+        assert a._store is not None
+        await a._store.settled()
         assert (await a.facet().records({}))["total_count"] == 0
 
 

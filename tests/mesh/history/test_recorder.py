@@ -16,7 +16,7 @@ from inference.chat import Started, Usage
 from mesh.history.bodies import BODY_BYTES_MAX, LIGHT_BYTES_MAX
 from mesh.history.entries import Audit, End, Entry, Start, decode
 from mesh.history.recorder import WAIT_S_MAX, Ack, Clocks, Recorder, actor_of, is_acknowledged, record_ids, strictest
-from mesh.history.writer import LINGER_S, Place, Writer
+from mesh.history.writer import BUSY_S, GROUP_S, LINGER_S, Place, Writer
 from tests.fixtures.history_disk import FakeStore
 from tests.fixtures.virtual_loop import Network, VirtualLoop
 from web.services import Asked, AuditNote, Caller, Outcome, Record, Recording
@@ -236,9 +236,28 @@ def test_starts_wait_for_company_and_what_a_client_waits_for_does_not() -> None:
             await asyncio.sleep(LINGER_S)
             assert [type(entry) for entry in h.entries] == [Start, Start]
             assert await h.took(first, success()) == 0.0
-            third = h.begin()
-            assert await h.took(third, success()) == 0.0
+            await asyncio.sleep(BUSY_S)
+            assert await h.took(h.begin(), success()) == 0.0
             assert [type(entry) for entry in h.entries] == [Start, Start, End, Start, End]
+
+    virtually(play)
+
+
+def test_while_commits_follow_each_other_closely_clients_share_them() -> None:
+    async def play() -> None:
+        async with house() as h:
+            h.store.write_s = 0.001
+            waits: list[float] = []
+
+            async def client(number: int) -> None:
+                for _ in range(20):
+                    await asyncio.sleep(0.001 * number)
+                    waits.append(await h.took(h.begin(), success()))
+
+            await asyncio.gather(*(client(number) for number in range(1, 9)))
+            assert len(waits) == 160
+            assert max(waits) <= GROUP_S + 2 * h.store.write_s + 1e-6
+            assert h.store.commits < 80
 
     virtually(play)
 
@@ -248,7 +267,7 @@ def test_recording_goes_on_after_everything_was_written_once() -> None:
         async with house() as h:
             for _ in range(3):
                 await h.recorder.close()
-                assert await h.took(h.begin(), success()) == 0.0
+                assert await h.took(h.begin(), success()) <= GROUP_S
                 h.begin()
                 await h.recorder.close()
             assert len(h.entries) == 9
@@ -474,6 +493,7 @@ def test_replicated_does_without_the_other_disk_when_it_must_and_says_so_once(
             h.elsewhere = never
             for _ in range(3):
                 assert await h.took(h.begin(), success()) == (WAIT_S_MAX if how == "late" else 0.0)
+                await asyncio.sleep(BUSY_S)
             assert (h.recorder.unacknowledged, h.recorder.unreplicated) == (0, 3)
             h.elsewhere = _at_once
             await h.begin().ended(success())
