@@ -64,7 +64,8 @@ class Logs:
         root = logging.getLogger()
         root.setLevel(min(console.level, file.level))
         root.handlers[:] = [logs._entry]
-        for chatty in ("asyncio", "aiohttp.access"):
+        # aiosqlite would log every statement with its parameters: what people asked, and what was answered.
+        for chatty in ("asyncio", "aiohttp.access", "aiosqlite"):
             logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))
         logging.captureWarnings(True)
         logs._writer.start()

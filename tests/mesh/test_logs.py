@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,3 +216,14 @@ def test_after_the_end_the_root_logger_is_free(config: Config) -> None:
     (entry,) = logging.getLogger().handlers
     logs.close()
     assert entry not in logging.getLogger().handlers
+
+
+async def test_what_is_stored_is_not_logged_at_any_level(tmp_path: Path) -> None:
+    """Statements hold what people asked; the library that executes them would log them for debugging."""
+    config = load({"data_dir": str(tmp_path)}, {"LLM_NODE_LOG_LEVEL": "debug"}).config
+    logs = Logs.start(config, stream=io.StringIO())
+    async with aiosqlite.connect(":memory:") as connection:
+        await connection.execute("SELECT ?", ("a question",))
+    logger.debug("done")
+    logs.close()
+    assert [line["message"] for line in lines(config) if line["logger"] != "asyncio"] == ["done"]
