@@ -7,6 +7,7 @@ So a list stays the same while its pages are turned.
 from __future__ import annotations
 
 import contextlib
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def is_meant(wanted: str, peer: str, name: str) -> bool:
     return wanted == node_uuid(peer)
 
 
+@functools.lru_cache(maxsize=4096)
 def node_uuid(peer: str) -> str | None:
     """The UUID by which the API names this peer. What is a UUID already (a registered server) stays as it is."""
     if not peer:

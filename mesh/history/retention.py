@@ -18,7 +18,6 @@ import aiosqlite
 
 from mesh.history import schema
 from mesh.history.entries import LogId, without_body
-from mesh.history.errors import BadEntry
 from mesh.history.projection import BODIES_DROPPED
 from mesh.history.schema import SEQ_BITS, place, value
 from mesh.history.store import HistoryStore
@@ -253,19 +252,17 @@ class Retention:
 
 async def drop_bodies(connection: aiosqlite.Connection, rows: list[tuple[int, int | None]]) -> None:
     """Rewrites entries without their bodies, inside a transaction; `rows` are the places of Start and End."""
-    for start, end in rows:
-        for row in (start, end):
-            data = await value(connection, "SELECT data FROM entries WHERE place = ?", row) if row is not None else None
-            if not isinstance(data, bytes):
-                continue
-            try:
-                stripped = without_body(data)
-            except BadEntry:
-                continue
-            # Deleted and inserted: an update would leave every page as empty as it becomes.
-            await connection.execute("DELETE FROM entries WHERE place = ?", (row,))
-            await connection.execute("INSERT INTO entries VALUES (?, NULL, NULL, ?)", (row, stripped))
-        await connection.execute("UPDATE records SET body_bytes = ? WHERE place = ?", (BODIES_DROPPED, start))
+    places = [row for pair in rows for row in pair if row is not None]
+    found = await connection.execute_fetchall(
+        f"SELECT place, data FROM entries WHERE body_bytes > 0 AND place IN ({', '.join(map(str, places))})"  # noqa: S608
+    )
+    stripped = [(row, without_body(data)) for row, data in found]
+    # Deleted and inserted: an update would leave every page as empty as it becomes.
+    await connection.executemany("DELETE FROM entries WHERE place = ?", [(row,) for row, _ in stripped])
+    await connection.executemany("INSERT INTO entries VALUES (?, NULL, NULL, ?)", stripped)
+    await connection.executemany(
+        "UPDATE records SET body_bytes = ? WHERE place = ?", [(BODIES_DROPPED, start) for start, _ in rows]
+    )
 
 
 async def _used_bytes(connection: aiosqlite.Connection) -> int:

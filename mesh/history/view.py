@@ -66,7 +66,7 @@ def record(row: Sequence[Any], log: LogId, mesh: Mesh) -> dict[str, Any]:
         "cached_tokens": raw["cached_tokens"],
         "ttft_ms": raw["ttft_ms"],
         "attempts": raw["attempts"],
-        "continued_on": json.loads(raw["continued_on"] or "[]"),
+        "continued_on": json.loads(raw["continued_on"]) if raw["continued_on"] not in (None, "[]") else [],
         "ingress_node_id": node_uuid(log.peer),
         "ingress_machine_name": mesh.name_of(log.peer) or None,
         "api_key": raw["key_name"] or None,
