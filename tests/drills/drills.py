@@ -108,7 +108,7 @@ MESH_IN_CI: Mapping[str, Drill] = {
     "partition": partial(parting.partition, for_s=6.0),
     "disks full": partial(filling.full, for_s=2.0),
     "databases locked": partial(spoiling.lock, for_s=5.0),
-    "database damaged at the start": partial(spoiling.spoilt_at_start, times=3),
+    "database damaged at the start": partial(spoiling.spoilt_at_start, times=2),
     "database damaged while it runs": partial(spoiling.spoilt_while_it_runs, times=2),
-    "short soak": partial(soaking.soak, minutes=0.6, every_s=4.0),
+    "short soak": partial(soaking.soak, minutes=0.4, every_s=4.0),
 }
