@@ -148,7 +148,7 @@ async def open_reader(path: Path) -> aiosqlite.Connection:
         raise HistoryUnavailable(f"the history is kept in {path}, and there is no such file now")
     connection = await _connected(path)
     try:
-        await connection.executescript("PRAGMA query_only=ON; PRAGMA cache_size=-16384; PRAGMA temp_store=MEMORY;")
+        await connection.executescript("PRAGMA query_only=ON; PRAGMA cache_size=-4096; PRAGMA temp_store=MEMORY;")
     except BaseException:
         await connection.close()
         raise
@@ -214,7 +214,7 @@ async def _prepared(connection: aiosqlite.Connection, path: Path, program: str, 
         # FULL: a commit is on the disk when it returns, on macOS too. What is deleted is overwritten where that costs
         # no further write. The WAL is cut back after a long reader made it grow.
         "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
-        "PRAGMA checkpoint_fullfsync=ON; PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-16384;"
+        "PRAGMA checkpoint_fullfsync=ON; PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-8192;"
         "PRAGMA secure_delete=FAST; PRAGMA temp_store=MEMORY;"
     )
     if version < len(STEPS):

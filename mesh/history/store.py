@@ -91,7 +91,7 @@ class HistoryStore:
         self._changes: deque[tuple[Callable[[aiosqlite.Connection], Awaitable[Any]], asyncio.Future[Any]]] = deque()
         self._purging: set[LogId] = set()
         self._wake = asyncio.Event()
-        self._settled = asyncio.Event()
+        self._purged = asyncio.Event()
         self._is_closing = False
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -214,11 +214,9 @@ class HistoryStore:
         return await done
 
     async def settled(self) -> None:
-        """Returns once nothing waits for the disk any more, rows to delete included, or nothing can be written."""
-        self._check_open()
-        self._settled.clear()
-        self._wake.set()
-        await self._settled.wait()
+        """Returns once all that waits now is written, and what was retired is deleted. Raises HistoryUnavailable."""
+        await self._queued(None, (), ())
+        await self._purged.wait()
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -264,21 +262,26 @@ class HistoryStore:
     # The rest runs in the one task that writes; `open` does the first step of it.
 
     async def _write(self) -> None:
-        """Commits what waits; between two commits, one change or a few deletions. Ends when closing and done."""
+        """Commits what waits; after each commit, one change or a few deletions. Ends when closing and done."""
         while True:
+            is_idle = True
             try:
                 if self._damage:
                     await self._begin_anew()
-                elif self._queue:
+                if self._queue:
+                    is_idle = False
                     await self._commit()
-                elif self._changes:
+                if self._changes:
+                    is_idle = False
                     await self._change()
-                elif self._is_closing:
-                    return
-                elif self._purging and not self.trouble:
+                elif self._purging and not self.trouble and not self._is_closing:
+                    is_idle = False
                     await self._purge(next(iter(self._purging)))
-                else:
-                    self._settled.set()
+                if not self._purging or self.trouble:
+                    self._purged.set()
+                if is_idle and self._is_closing:
+                    return
+                if is_idle:
                     self._wake.clear()
                     await self._wake.wait()
             except HistoryUnavailable as error:
@@ -306,7 +309,9 @@ class HistoryStore:
                 return  # the batch stays in the queue, for the new file
             results: list[int | HistoryUnavailable] = [HistoryUnavailable(self.trouble)] * len(batch)
         else:
-            self._purging |= {source for source, now in commit.logs.items() if now.low > commit.low_before(source)}
+            if lowered := {source for source, now in commit.logs.items() if now.low > commit.low_before(source)}:
+                self._purging |= lowered
+                self._purged.clear()
             self._logs |= commit.logs
             self.arrived = commit.arrived
             self._recovered()
@@ -411,7 +416,7 @@ class HistoryStore:
         self._queue.clear()
         self._changes.clear()
         self._queued_entries = self._queued_bytes = 0
-        self._settled.set()
+        self._purged.set()
         for done in waiting:
             _tell(done, HistoryUnavailable(reason))
 

@@ -282,6 +282,25 @@ async def test_appends_go_on_between_the_deletions_of_many_rows(
     assert await rows(history, "SELECT count(*) FROM entries") == [(5,)]
 
 
+async def test_what_is_retired_goes_although_appends_never_stop(
+    history: HistoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PURGE_ENTRIES", 10)
+    await history.append([start(str(number)) for number in range(300)])
+    await history.retire(history.own, 300)
+    settling = asyncio.create_task(history.settled())
+
+    async def append(writer: int) -> None:
+        number = 0
+        while not settling.done():
+            number += 1
+            await history.append([start(f"{writer} {number}")])
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(append(writer) for writer in range(20)))
+    assert await rows(history, "SELECT count(*) FROM entries WHERE place & 0xffff <= 300") == [(0,)]
+
+
 async def test_a_forgotten_log_leaves_nothing_and_may_come_again(history: HistoryStore) -> None:
     audit = encode(Audit(at_ms=1, actor="ann", actor_kind="user", action="key.create"))
     await history.take(OTHER, 1, [start("1"), audit], 0)
