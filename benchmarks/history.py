@@ -28,6 +28,7 @@ import aiohttp
 
 from benchmarks.engine import machine
 from benchmarks.hop import percentile
+from benchmarks.paths import processor_s
 from tests.fixtures import make_gguf
 from tests.fixtures.peer import Peer
 
@@ -46,6 +47,7 @@ class Row:
     per_s: float
     p50_ms: float
     p99_ms: float
+    cpu_us: float
 
 
 async def asked(port: int, clients: int, seconds: float, tokens: int, *, is_stream: bool) -> list[float]:
@@ -73,9 +75,10 @@ async def asked(port: int, clients: int, seconds: float, tokens: int, *, is_stre
     return took
 
 
-def measured(port: int, arguments: argparse.Namespace, mode: str, number: int, *, is_stream: bool) -> Row:
-    """What clients in a process of their own saw."""
-    words = [port, arguments.clients, arguments.seconds, arguments.tokens, int(is_stream)]
+def measured(peer: Peer, arguments: argparse.Namespace, mode: str, number: int, *, is_stream: bool) -> Row:
+    """What clients in a process of their own saw, and what the peer's own process took of the processors."""
+    before = processor_s(peer.process.pid, with_children=False)
+    words = [peer.port, arguments.clients, arguments.seconds, arguments.tokens, int(is_stream)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.history", "--client", *map(str, words)],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -90,6 +93,7 @@ def measured(port: int, arguments: argparse.Namespace, mode: str, number: int, *
         per_s=len(took) / arguments.seconds,
         p50_ms=percentile(took, 0.5) * 1000,
         p99_ms=percentile(took, 0.99) * 1000,
+        cpu_us=(processor_s(peer.process.pid, with_children=False) - before) / len(took) * 1e6,
     )
 
 
@@ -120,8 +124,8 @@ def peers(folder: Path) -> Iterator[dict[str, Peer]]:
 def table(rows: list[Row]) -> str:
     """Medians over the rounds, as Markdown."""
     lines = [
-        "| answers | history | requests/s | ratio to off | p50 added, ms | p99 added, ms |",
-        "|---|---|---|---|---|---|",
+        "| answers | history | requests/s | ratio to off | p50 added, ms | p99 added, ms | processor time, us |",
+        "|---|---|---|---|---|---|---|",
     ]
     for is_stream in (False, True):
         off = {row.round: row for row in rows if row.mode == "off" and row.is_stream is is_stream}
@@ -131,8 +135,9 @@ def table(rows: list[Row]) -> str:
             p50 = statistics.median(row.p50_ms - off[row.round].p50_ms for row in found)
             p99 = statistics.median(row.p99_ms - off[row.round].p99_ms for row in found)
             per_s = statistics.median(row.per_s for row in found)
+            cpu = statistics.median(row.cpu_us for row in found)
             kind = "streams" if is_stream else "whole"
-            lines.append(f"| {kind} | {mode} | {per_s:.0f} | {ratio:.2f} | {p50:+.1f} | {p99:+.1f} |")
+            lines.append(f"| {kind} | {mode} | {per_s:.0f} | {ratio:.2f} | {p50:+.1f} | {p99:+.1f} | {cpu:.0f} |")
     return "\n".join(lines)
 
 
@@ -154,11 +159,11 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, peers(Path(folder)) as running:
         for mode in MODES:  # the model is loaded by the first request
-            measured(running[mode].port, arguments, mode, -1, is_stream=False)
+            measured(running[mode], arguments, mode, -1, is_stream=False)
         for number in range(arguments.rounds):
             turned = MODES[number % len(MODES) :] + MODES[: number % len(MODES)]
             for is_stream in (False, True):
-                rows += [measured(running[m].port, arguments, m, number, is_stream=is_stream) for m in turned]
+                rows += [measured(running[m], arguments, m, number, is_stream=is_stream) for m in turned]
     print(f"{datetime.date.today()}, {machine()}; {arguments.clients} clients, answers of {arguments.tokens} tokens\n")
     print(table(rows))
     if arguments.json is not None:
