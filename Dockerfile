@@ -4,8 +4,8 @@
 #   docker build -t llm-router --build-arg CUDA=cuda . # NVIDIA; run with --gpus all
 #   docker run --network host -v llm-router:/data llm-router
 #
-# Host networking, because mDNS does not cross Docker's bridge and the client port is open on loopback only unless
-# LLM_ROUTER_OPEN says otherwise; how to do without: INSTALL.md, "Several containers".
+# Host networking, because mDNS does not cross Docker's bridge, and so that programs of the host need no key; how to do
+# without: INSTALL.md, "Several containers".
 ARG CUDA=cpu
 
 FROM python:3.12-slim-bookworm AS build-cpu
@@ -47,8 +47,9 @@ USER router
 VOLUME /data
 # Clients; the other machines of the mesh; clients again, on the port that older scripts know. mDNS is UDP 5353.
 EXPOSE 8080 8081 11435
+# Whose certificate it is does not matter on loopback.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ.get('LLM_ROUTER_PORT', '8080') + '/health', timeout=4)"]
+    CMD ["python3", "-c", "import os, ssl, urllib.request as u; s = 'https' if os.environ.get('LLM_ROUTER_TLS_CERT') else 'http'; u.urlopen(s + '://127.0.0.1:' + os.environ.get('LLM_ROUTER_PORT', '8080') + '/health', timeout=4, context=ssl._create_unverified_context())"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["llm-router"]
 CMD ["up"]
