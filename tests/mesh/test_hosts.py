@@ -22,6 +22,7 @@ from mesh.hosts import (
 
 
 def test_the_listener_is_where_it_was_told_and_on_loopback() -> None:
+    """F17, F41: LLM_ROUTER_HOST, and LLM_NODE_BIND_ADDRESS for the second port."""
     addresses = bound(host="192.168.1.5", port=8080, also=("10.0.0.1", 11435))
     assert addresses[:3] == [("192.168.1.5", 8080), ("10.0.0.1", 11435), ("127.0.0.1", 8080)]
     assert bound(host="0.0.0.0", port=8080, also=None)[0] == ("0.0.0.0", 8080)

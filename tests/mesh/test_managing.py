@@ -87,6 +87,7 @@ async def house(tmp_path: Path) -> House:
 
 
 async def test_what_is_written_of_a_peer_is_kept_under_its_id_and_told(house: House) -> None:
+    """F83: name, tags and notes of a peer."""
     answer = await house.managing.settings("tower", {"custom_name": " The Tower ", "tags": ["gpu", " ", "gpu"]}, ANNA)
     assert answer["id"] == str(uuid_of(house.tower.peer_id))
     assert (answer["custom_name"], answer["tags"], answer["notes"]) == ("The Tower", ["gpu"], None)
@@ -98,6 +99,7 @@ async def test_what_is_written_of_a_peer_is_kept_under_its_id_and_told(house: Ho
 
 
 async def test_a_cordon_is_put_and_taken_away(house: House) -> None:
+    """C27, F84: disconnecting is a cordon, until the peer is enabled again."""
     await house.managing.disconnect("tower", ANNA)
     assert house.managing.is_cordoned(house.tower.peer_id)
     await house.managing.enable("tower", ANNA)
@@ -118,6 +120,7 @@ async def test_who_is_no_peer_is_asked_for_among_the_registered_servers(house: H
 
 
 async def test_deleting_a_peer_revokes_it(house: House) -> None:
+    """C27, F85: who is deleted stays so."""
     await house.managing.delete("tower", False, ANNA)
     assert house.tower.peer_id in house.peering.home.roster.revoked
     assert house.audit[-1].action == "agent.delete"

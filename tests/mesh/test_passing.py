@@ -152,6 +152,7 @@ async def deaf_peer() -> AsyncIterator[str]:
 
 
 async def test_every_peer_answers_what_the_coordinator_knows() -> None:
+    """C3-C4: any peer passes what the coordinator owns on to it."""
     async with house("tower", "attic") as mesh:
         tower, attic = mesh.peers["tower"], mesh.peers["attic"]
         for peer in (tower, attic):

@@ -59,7 +59,7 @@ def test_a_whole_origin_may_be_told_instead() -> None:
     ],
 )
 def test_a_server_without_gpu_is_refused_in_the_references_words(changes: dict[str, Any], text: str) -> None:
-    """C11."""
+    """C11, F43: unless LLM_NODE_ALLOW_NO_GPU is true."""
     with pytest.raises(GpuRequired) as caught:
         registration_of(BODY | changes, allow_no_gpu=False)
     message = f"Validation error: GPU hardware is required for agent registration. {text}"

@@ -347,6 +347,7 @@ async def test_heartbeats_keep_a_server_online_that_does_not_answer_probes(tower
 async def test_only_the_coordinator_sweeps_and_the_next_one_goes_on(
     world: World, tower: Peer, client: OpenAICompatible
 ) -> None:
+    """F24: every LLM_ROUTER_HEALTH_CHECK_INTERVAL."""
     barn = Peer(world, "barn", client, interval_s=0.05)
     async with openai_server() as fake:
         agent_id, token = await registered(tower, fake)

@@ -29,6 +29,7 @@ TIMEOUT_S = 60.0
 
 
 def test_a_silent_server_is_offline_only_when_a_probe_fails_too() -> None:
+    """F25: offline after LLM_ROUTER_NODE_TIMEOUT without a sign of life."""
     one = Standing.registered(100.0)
     assert not one.probed(False, 160.0, TIMEOUT_S) and one.is_online  # silent for the timeout, not longer
     assert not one.probed(True, 200.0, TIMEOUT_S) and one.is_online  # Ollama sends no heartbeats

@@ -95,6 +95,7 @@ def success(body: Mapping[str, Any] | None = None) -> Outcome:
 
 
 def test_a_request_leaves_a_start_and_an_end_with_everything_that_is_known() -> None:
+    """F6: every request is recorded."""
     async def play() -> None:
         async with house() as h:
             record = h.begin()
