@@ -14,7 +14,7 @@ import pytest
 
 from inference.chat import Started, Usage
 from mesh.history.bodies import BODY_BYTES_MAX, LIGHT_BYTES_MAX
-from mesh.history.entries import Audit, End, Entry, Start, decode
+from mesh.history.entries import Audit, End, Entry, LogId, Start, decode
 from mesh.history.recorder import WAIT_S_MAX, Ack, Clocks, Recorder, actor_of, is_acknowledged, record_ids, strictest
 from mesh.history.writer import BUSY_S, GROUP_S, LINGER_S, Place, Writer
 from tests.fixtures.history_disk import FakeStore
@@ -96,6 +96,7 @@ def success(body: Mapping[str, Any] | None = None) -> Outcome:
 
 def test_a_request_leaves_a_start_and_an_end_with_everything_that_is_known() -> None:
     """F6: every request is recorded."""
+
     async def play() -> None:
         async with house() as h:
             record = h.begin()
@@ -319,6 +320,19 @@ def test_a_store_that_is_not_open_yet_is_a_disk_that_fails() -> None:
             h.is_open = True
             await h.recorder.close()
             assert [type(entry) for entry in h.entries] == [Start, End, Audit]
+
+    virtually(play)
+
+
+def test_a_request_from_before_the_file_could_be_opened_is_written_once() -> None:
+    async def play() -> None:
+        async with house() as h:
+            opened, h.store.disk.own = h.store.own, LogId("me", 0)
+            h.store.is_full = True
+            await h.begin().ended(success())
+            h.store.is_full, h.store.disk.own = False, opened
+            await h.recorder.close()
+            assert [type(entry) for entry in h.entries] == [Start, End]
 
     virtually(play)
 
