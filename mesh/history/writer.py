@@ -75,9 +75,9 @@ class Writer:
 
     @property
     def log(self) -> LogId | None:
-        """The log that is written now, if there is one."""
+        """The log that is written now; None before the store could be opened."""
         store = self._store()
-        return store.own if store is not None else None
+        return store.own if store is not None and store.own.run else None
 
     def put(self, entry: Entry) -> None:
         """Queues `entry`; nobody waits for it."""

@@ -389,7 +389,7 @@ def _says_at_once(real: Callable[..., Any]) -> Callable[..., Any]:
     def put_watched(self: Writer, entry: Any) -> Any:
         future = real(self, entry)
         if not future.done():
-            future.set_result(Place(log=LogId("", 0), seq=0))
+            future.set_result(Place(log=self.log or LogId("", 0), seq=0))
         return future
 
     return put_watched
