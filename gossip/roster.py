@@ -137,6 +137,10 @@ class Roster:
         member = self.members.get(peer_id)
         return member is not None and member.may_revoke
 
+    def was_trusted(self, peer_id: PeerId) -> bool:
+        """True for who was ever let in otherwise than by the door, or trusted later; also if it is out by now."""
+        return peer_id in self._ever_trusted
+
     def is_signer(self, peer_id: PeerId) -> bool:
         """True for active members: they may let others in."""
         member = self.members.get(peer_id)
@@ -228,6 +232,11 @@ class Roster:
     @functools.cached_property
     def _standing(self) -> Standing:
         return standing(self._root, tuple(self._read.values()))
+
+    @functools.cached_property
+    def _ever_trusted(self) -> frozenset[PeerId]:
+        grants = (entry for entry in self._standing.entries if entry.is_grant and entry.state == "active")
+        return frozenset(entry.subject for entry in grants if entry.via != "door")
 
     @functools.cached_property
     def _by_certificate(self) -> dict[bytes, PeerId]:

@@ -115,6 +115,7 @@ class Office:
             resolve=lambda who: peering.overview.found(who).peer,
             is_alone=lambda: len(peering.home.roster.members) == 1,
             caught_up=self._caught_up,
+            is_confirmed=lambda peer: peering.home.roster.may_revoke(peer),
         )
         self.history = self._new_history(rng)
         self.accounts = self._new_accounts()
@@ -363,8 +364,16 @@ class Office:
             if (link := self.setup_link()) is not None and link not in told:
                 told.add(link)
                 self._announce(news.set_up(link))
-        if self.coordinator() == me and (key := await accounts.ensure_first_key()) is not None:
+        if self._keeps_keys() and (key := await accounts.ensure_first_key()) is not None:
             self._announce(news.first_key(key))
+
+    def _keeps_keys(self) -> bool:
+        """Who makes the first key: the coordinator. Instead of one that nobody confirmed, one of those that are."""
+        roster, agent = self._peering.home.roster, self._peering.agent
+        if not self.passing.keeps_accounts():
+            return self.coordinator() == agent.me and roster.may_revoke(agent.me)
+        here = [view.peer for view in agent.members() if view.state == "alive" and roster.may_revoke(view.peer)]
+        return agent.me == min([agent.me, *here])
 
     async def _caught_up(self, version: str) -> None:
         await self._keeping.admin.reached(version, 1.0)

@@ -201,6 +201,7 @@ class Parts:
             table,
             peer_of=lambda request: request[MEMBER],
             may_pass=lambda peer: self.peering.home.roster.is_signer(peer),
+            is_confirmed=lambda peer: self.peering.home.roster.may_revoke(peer),
             version=lambda: self.keeping.admin.version,
         )
         self._routes.extend(routes)

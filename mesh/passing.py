@@ -54,7 +54,8 @@ async def _nothing_to_wait_for(version: str) -> None:
 class Passing:
     """`coordinator` answers the peer id of who coordinates, None while that is not known. `is_alone`: this peer is the
     whole mesh, and owns everything. `resolve` answers the peer id that an id, a prefix or a name means, or raises.
-    `caught_up` returns when the admin state here is at least at that version of the owner's."""
+    `caught_up` returns when the admin state here is at least at that version of the owner's. `is_confirmed`: the member
+    did not just come by the open door."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Passing:
         resolve: Callable[[str], str],
         is_alone: Callable[[], bool] = lambda: False,
         caught_up: Callable[[str], Awaitable[None]] = _nothing_to_wait_for,
+        is_confirmed: Callable[[str], bool] = lambda peer: True,
         patience: Patience = Patience(),
     ) -> None:
         self._calls = calls
@@ -73,6 +75,7 @@ class Passing:
         self._resolve = resolve
         self._is_alone = is_alone
         self._caught_up = caught_up
+        self._is_confirmed = is_confirmed
         self._patience = patience
         self._waiting: dict[str, set[asyncio.Timeout]] = {}  # for each peer, what waits for its answer to begin
 
@@ -84,12 +87,19 @@ class Passing:
             to_owner=self.to_owner,
             is_this_peer=self.is_this_peer,
             to_peer=self.to_peer,
+            keeps_accounts=self.keeps_accounts,
         )
 
     def is_owner(self) -> bool:
         """True where this peer answers what the coordinator owns."""
         coordinator = self._coordinator()
         return coordinator == self._me or (coordinator is None and self._is_alone())
+
+    def keeps_accounts(self) -> bool:
+        """True where users and keys are changed here though another peer coordinates: that one came by the open door
+        and nobody confirmed it, so it gets no passwords to see, and what it writes of administrators does not count."""
+        coordinator = self._coordinator()
+        return coordinator is not None and self._is_confirmed(self._me) and not self._is_confirmed(coordinator)
 
     def is_this_peer(self, who: str) -> bool:
         """True when `who` means this very peer."""

@@ -16,7 +16,7 @@ from web.dialects import openai, shapes
 from web.guards import Policy
 from web.inflight import IN_FLIGHT, InFlight
 from web.passing import PassingOn
-from web.route import COORDINATOR, PEER, both_spellings
+from web.route import ACCOUNTS, COORDINATOR, PEER, both_spellings
 from web.route import Route as Route
 from web.services import Services
 
@@ -129,7 +129,7 @@ def _auth(services: Services) -> list[Route]:
         Route("POST", "/api/auth/login", at.login, Policy.PUBLIC, auth.LOGIN),
         Route("POST", "/api/auth/logout", at.logout, Policy.SELF, auth.LOGOUT),
         Route("GET", "/api/auth/me", at.me, Policy.SELF, auth.ME),
-        Route("POST", "/api/auth/password", at.password, Policy.SELF, auth.PASSWORD, COORDINATOR),
+        Route("POST", "/api/auth/password", at.password, Policy.SELF, auth.PASSWORD, ACCOUNTS),
         Route("GET", "/api/auth/setup", at.setup, Policy.PUBLIC, auth.SETUP),
         Route("POST", "/api/auth/setup", at.claim, Policy.PUBLIC, auth.CLAIM),
     ]
@@ -142,15 +142,15 @@ def _accounts(services: Services) -> list[Route]:
     view, admin = Policy.VIEW, Policy.ADMIN
     return [
         Route("GET", "/api/users", at.users, view, accounts.USERS),
-        Route("POST", "/api/users", at.create_user, admin, accounts.CREATE_USER, COORDINATOR),
+        Route("POST", "/api/users", at.create_user, admin, accounts.CREATE_USER, ACCOUNTS),
         Route("GET", user, at.user, view, accounts.USER),
-        Route("PUT", user, at.change_user, admin, accounts.CHANGE_USER, COORDINATOR),
-        Route("DELETE", user, at.delete_user, admin, accounts.DELETE_USER, COORDINATOR),
+        Route("PUT", user, at.change_user, admin, accounts.CHANGE_USER, ACCOUNTS),
+        Route("DELETE", user, at.delete_user, admin, accounts.DELETE_USER, ACCOUNTS),
         Route("GET", "/api/api-keys", at.keys, view, accounts.KEYS),
-        Route("POST", "/api/api-keys", at.create_key, admin, accounts.CREATE_KEY, COORDINATOR),
+        Route("POST", "/api/api-keys", at.create_key, admin, accounts.CREATE_KEY, ACCOUNTS),
         Route("GET", key, at.key, view, accounts.KEY),
-        Route("PUT", key, at.change_key, admin, accounts.CHANGE_KEY, COORDINATOR),
-        Route("DELETE", key, at.delete_key, admin, accounts.DELETE_KEY, COORDINATOR),
+        Route("PUT", key, at.change_key, admin, accounts.CHANGE_KEY, ACCOUNTS),
+        Route("DELETE", key, at.delete_key, admin, accounts.DELETE_KEY, ACCOUNTS),
     ]
 
 

@@ -144,7 +144,7 @@ class _Definitions:
 
 def _operation(route: Route, operation: Operation, definitions: _Definitions) -> dict[str, Any]:
     words = [f"For: {route.policy.value}."]
-    if route.owned == "coordinator":
+    if route.owned in ("coordinator", "accounts"):
         words.append("The coordinator answers; the peer that is asked passes it on.")
     if route.owned == "peer":
         words.append("The peer that `id` names answers; the peer that is asked passes it on.")

@@ -4,8 +4,9 @@ peer that the request is about.
     METHOD /mesh/passed/api/...     x-mesh-hop: 1, x-mesh-context (the caller, as its ingress found it), x-request-id
 
 Only routes of the table that have an owner are here, and only full members may use them: what a guest says of its
-callers is not believed. The route's policy is asked again about the caller that came. Who is not the owner (an election
-came between) says 503: nothing is ever passed on twice.
+callers is not believed, and of who came by the open door and waits to be confirmed not that they are persons. The
+route's policy is asked again about the caller that came. Who is not the owner (an election came between) says 503:
+nothing is ever passed on twice.
 
 Not here: who is a member (gossip.transport), the other side (web.passing, mesh.passing).
 """
@@ -17,6 +18,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -28,7 +30,7 @@ from web.errors import HttpRefusal, error_response
 from web.guards import Policy
 from web.hop import CONTEXT_BYTES_MAX, CONTEXT_HEADER, HOP_HEADER
 from web.inflight import OWN_IN_FLIGHT, InFlight
-from web.route import Route
+from web.route import PEER, Route
 from web.services import Caller, Principal, Services
 
 _log = logging.getLogger(__name__)
@@ -45,7 +47,8 @@ _TEXTS = ("ip", "key_id", "key_name", "user_id", "username", "session_id")
 
 class PassedRoutes:
     """The handlers. `peer_of` answers the id that the certificate of the connection proves, `may_pass` whether that
-    peer is a full member, `version` how far the admin state has come."""
+    peer is a full member, `is_confirmed` whether it is one that did not just come by the open door, `version` how far
+    the admin state has come."""
 
     def __init__(
         self,
@@ -53,11 +56,13 @@ class PassedRoutes:
         *,
         peer_of: Callable[[web.Request], str],
         may_pass: Callable[[str], bool],
+        is_confirmed: Callable[[str], bool],
         version: Callable[[], str],
     ) -> None:
         self._services = services
         self._peer_of = peer_of
         self._may_pass = may_pass
+        self._is_confirmed = is_confirmed
         self._version = version
         self._in_flight = InFlight()
 
@@ -117,13 +122,13 @@ class PassedRoutes:
         if not admits(route.policy, caller):
             raise HttpRefusal(403, "The caller may not do that.", code="not_allowed", error_type="permission_error")
         self._check_owner(request, route)
-        return caller
+        return caller if self._is_confirmed(self._peer_of(request)) else doubted(caller)
 
     def _check_owner(self, request: web.Request, route: Route) -> None:
         passing = self._services.passing
         if passing is None:
             return
-        is_admin_state = route.owned == "coordinator"
+        is_admin_state = route.owned != PEER
         is_here = passing.is_owner() if is_admin_state else passing.is_this_peer(request.match_info["id"])
         if not is_here:
             raise ModelUnavailable(
@@ -139,10 +144,11 @@ def passed_routes(
     *,
     peer_of: Callable[[web.Request], str],
     may_pass: Callable[[str], bool],
+    is_confirmed: Callable[[str], bool] = lambda peer: True,
     version: Callable[[], str] = lambda: "",
 ) -> tuple[PassedRoutes, list[tuple[str, str, Handler]]]:
     """The routes to mount on the peer port, of those in `routes` that have an owner, and what ends them."""
-    passed = PassedRoutes(services, peer_of=peer_of, may_pass=may_pass, version=version)
+    passed = PassedRoutes(services, peer_of=peer_of, may_pass=may_pass, is_confirmed=is_confirmed, version=version)
     owned = [route for route in routes if route.owned is not None]
     return passed, [(route.method, PREFIX + route.path, passed.handler_of(route)) for route in owned]
 
@@ -153,6 +159,20 @@ def admits(policy: Policy, caller: Caller) -> bool:
     who = Principal(key_id=caller.key_id, user_id=caller.user_id, role=caller.role, scopes=caller.scopes)
     scopes = guards.scopes_of(who) if is_known else frozenset()
     return guards.permits(policy, who if is_known else None, scopes, is_here=False)
+
+
+def doubted(caller: Caller) -> Caller:
+    """The caller as far as a machine is believed that came by the open door and that nobody confirmed. It may make up
+    anybody: so this is no person, who could make an administrator, and nobody who may use clouds."""
+    is_person = caller.key_id in (None, guards.CONTROL)
+    who = Principal(key_id=caller.key_id, user_id=caller.user_id, role=caller.role, scopes=caller.scopes)
+    return replace(
+        caller,
+        key_id="unconfirmed" if is_person else caller.key_id,
+        key_name="a machine that waits to be confirmed" if is_person else caller.key_name,
+        role=None,
+        scopes=guards.scopes_of(who) - {"cloud"},
+    )
 
 
 # -- the caller in x-mesh-context

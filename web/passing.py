@@ -17,7 +17,7 @@ from inference.openai.fields import bad_value
 from web.body import held_body
 from web.border import CALLER, REQUEST_ID, Handler
 from web.download import downloaded
-from web.route import Route
+from web.route import ACCOUNTS, PEER, Route
 from web.services import Passed, PassedAnswer, Services
 
 # What the owner may say besides status and body; everything else is the ingress's own to say.
@@ -41,7 +41,7 @@ class PassingOn:
             return route.handler
 
         async def at_the_coordinator(request: web.Request) -> web.StreamResponse:
-            if passing.is_owner():
+            if passing.is_owner() or (route.owned == ACCOUNTS and passing.keeps_accounts()):
                 return await route.handler(request)
             return await self._passed(request, route, passing.to_owner)
 
@@ -51,7 +51,7 @@ class PassingOn:
                 return await route.handler(request)
             return await self._passed(request, route, lambda passed: passing.to_peer(who, passed))
 
-        return at_the_coordinator if route.owned == "coordinator" else at_that_peer
+        return at_that_peer if route.owned == PEER else at_the_coordinator
 
     async def _passed(self, request: web.Request, route: Route, way: _Way) -> web.StreamResponse:
         async with held_body(request, self._services.limits) as body:

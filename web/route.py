@@ -9,9 +9,13 @@ from typing import Any, Final, Literal
 from web.border import Handler
 from web.guards import Policy
 
-Owner = Literal["coordinator", "peer"]
-"""Who answers, where it is not the peer that was asked: the coordinator, or the peer that `{id}` names."""
+Owner = Literal["coordinator", "accounts", "peer"]
+"""Who answers, where it is not the peer that was asked: the coordinator, or the peer that `{id}` names.
+
+"accounts" is the coordinator too, unless that is a machine which nobody confirmed: it is not told of passwords and keys
+(`PassingFacet.keeps_accounts`)."""
 COORDINATOR: Final = "coordinator"
+ACCOUNTS: Final = "accounts"
 PEER: Final = "peer"
 
 

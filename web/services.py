@@ -293,6 +293,7 @@ class PassingFacet:
     to_owner: Callable[[Passed], AbstractAsyncContextManager[PassedAnswer]]
     is_this_peer: Callable[[str], bool]  # `who` means this very peer
     to_peer: Callable[[str, Passed], AbstractAsyncContextManager[PassedAnswer]]
+    keeps_accounts: Callable[[], bool] = lambda: False  # this peer changes users and keys itself, whoever coordinates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,7 +91,7 @@ class Accounts:
         self.claim = claim(
             folder=data_dir,
             has_admin=self.users.has_admin,
-            was_claimed=lambda: book.get(CLAIMED) is not None,
+            was_claimed=lambda: book.get(CLAIMED) is not None and book.is_vouched(CLAIMED),
             mark_claimed=lambda: book.put(CLAIMED, {"at": now_s()}),
             check_admin=lambda username, password: (checked_name(username), checked_password(password)),
             create_admin=self._admin_made,
@@ -115,8 +115,8 @@ class Accounts:
             change_password=self.change_password,
             users=self.users.listed,
             user=self.users.found,
-            create_user=self.users.create,
-            change_user=self.users.change,
+            create_user=self.create_user,
+            change_user=self.change_user,
             delete_user=self.users.delete,
             keys=self.keys.listed,
             key=self.keys.found,
@@ -143,6 +143,18 @@ class Accounts:
     async def ensure_first_key(self) -> str | None:
         """The first key, for printing once; None when this mesh has had one."""
         return await self.keys.ensure_first()
+
+    async def create_user(self, body: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        """See Users.create. The first administrator owns the mesh, however it was made."""
+        made = await self.users.create(body, caller)
+        await self.claim.settled()
+        return made
+
+    async def change_user(self, who: str, body: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        """See Users.change."""
+        changed = await self.users.change(who, body, caller)
+        await self.claim.settled()
+        return changed
 
     # -- logins
 

@@ -82,9 +82,25 @@ class Claim:
         """Has the code when one is needed, and none otherwise. Again when this peer belongs to another mesh."""
         if self.needed():
             self._code = await asyncio.to_thread(self._kept_or_new)
-        if not self.needed():
-            self._forget()
-            await self._marked()
+        await self.settled()
+
+    async def settled(self) -> None:
+        """For when an administrator may have been made by another way: by the command line, or before a crash.
+
+        It owns the mesh too. Nobody was asked about the machines that came by the door, so they become guests. Never
+        fails: a peer that starts makes up for it.
+        """
+        if self.needed():
+            return
+        self._forget()
+        if self._was_claimed():
+            return
+        try:
+            await self._claim_mesh(frozenset())
+        except InferenceError as error:  # this machine came by the door itself
+            log.warning("the mesh is not claimed from here", extra={"reason": error.message})
+            return
+        await self._marked()
 
     def changed(self, keys: frozenset[str]) -> None:
         """For `Admin.watch`: the code is over once there is an administrator, wherever it was made."""

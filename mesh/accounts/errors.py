@@ -39,6 +39,14 @@ class NotAllowed(AccountError):
     code = "not_allowed"
 
 
+def not_vouched(what: str) -> NotAllowed:
+    """For a machine that came by the open door and that nobody confirmed."""
+    return NotAllowed(
+        f"This machine came into the mesh by its open door: until somebody confirms it, it {what}. Do this on the "
+        "machine that founded the mesh, or confirm this one there: `llm-router peers trust`, or the set-up."
+    )
+
+
 class WrongCode(AccountError):
     """Whoever has the link may set up the mesh; says where it is printed."""
 

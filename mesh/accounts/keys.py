@@ -6,6 +6,9 @@
 
 A key that leaks must not be able to make itself permanent: so no key makes users or keys of administrators. `admin`
 contains the other scopes. There is no cache: a deleted key is no key from the next request on.
+
+Until a mesh is claimed any machine may come in by its open door and write keys. One that such a machine wrote on is for
+inference alone, whatever it says, until somebody confirms the machine: it must not take the mesh, nor use its clouds.
 """
 
 from __future__ import annotations
@@ -14,15 +17,15 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast, get_args
 
 from inference.errors import InvalidRequest
 from inference.openai.fields import Fields, bad_value, missing, not_one_of, wrong_type
 from mesh.accounts.book import FIRST_KEY, KEY, Book, moment, number_of, text_of, texts_of
-from mesh.accounts.errors import NoSuchAccount, NotAllowed
+from mesh.accounts.errors import NoSuchAccount, NotAllowed, not_vouched
 from mesh.accounts.limits import Quota
 from web.services import Caller, Principal, Recording
 
@@ -30,6 +33,8 @@ SCOPES = ("inference", "cloud", "metrics", "admin:read", "admin")
 SCOPES_DEFAULT = ("inference",)
 SCOPES_OF_PEOPLE = frozenset({"admin:read", "admin"})
 """Who gives these must be a person: an administrator's login, or the command line on the machine."""
+SCOPES_OF_ANYBODY = frozenset({"inference"})
+"""What a machine may give that came by the door and that nobody confirmed."""
 PREFIX = "sk-mesh-"
 NAME_LENGTH_MAX = 64
 MODELS_MAX = 64
@@ -116,7 +121,10 @@ class Keys:
     def find(self, key_id: str) -> Key | None:
         """The living key with that id."""
         fields = self._book.get(KEY + key_id)
-        return _key(key_id, fields) if fields is not None else None
+        key = _key(key_id, fields) if fields is not None else None
+        if key is None or SCOPES_OF_ANYBODY.issuperset(key.scopes) or self._book.is_vouched(KEY + key_id):
+            return key
+        return replace(key, scopes=tuple(scope for scope in key.scopes if scope in SCOPES_OF_ANYBODY))
 
     def is_over(self, key_id: str) -> bool:
         """True when it was deleted, or has expired."""
@@ -138,21 +146,21 @@ class Keys:
         if not Fields(dict(body)).has("name"):
             raise missing("name")
         fields = checked_fields(body)
-        _check_giver(fields.get("scopes", ()), caller)
+        self._check_giver(fields.get("scopes", ()), caller)
         return await self._made(fields, by=caller.username or caller.key_name or caller.key_id or "")
 
     async def change(self, key_id: str, body: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
         """The key as JSON after the change; null takes a limit away, what is left out stays."""
         key = self._known(key_id)
         fields = checked_fields(body)
-        _check_giver((*key.scopes, *fields.get("scopes", ())), caller)
+        self._check_giver((*key.scopes, *fields.get("scopes", ())), caller)
         await self._book.put(KEY + key.id, fields)
         return self._known(key_id).as_json(self._now())
 
     async def delete(self, key_id: str, caller: Caller) -> dict[str, Any]:
         """Ends it for ever, everywhere; what it was."""
         key = self._known(key_id)
-        _check_giver(key.scopes, caller)
+        self._check_giver(key.scopes, caller)
         await self._book.end(KEY + key.id, "deleted")
         return key.as_json(self._now())
 
@@ -173,6 +181,12 @@ class Keys:
         whole = checked_fields(dict.fromkeys(_FIELDS) | fields)
         await self._book.put(KEY + key_id, whole | {"sha256": sha256, "created_at": self._now(), "created_by": by})
         return self._known(key_id).as_json(self._now()) | {"key": secret}
+
+    def _check_giver(self, scopes: Collection[str], caller: Caller) -> None:
+        """Raises NotAllowed for what this caller, or any caller of this machine, may not give, change or delete."""
+        _check_giver(scopes, caller)
+        if not self._book.vouches and not SCOPES_OF_ANYBODY.issuperset(scopes):
+            raise not_vouched("gives keys for inference only")
 
     def _new_id(self) -> str:
         while True:
@@ -285,13 +299,16 @@ def _recording(value: Any) -> str | None:
     return cast("str | None", value)
 
 
-def _check_giver(scopes: tuple[str, ...] | list[str], caller: Caller) -> None:
-    """Raises NotAllowed when a key makes, changes or deletes one of an administrator's."""
+def _check_giver(scopes: Collection[str], caller: Caller) -> None:
+    """Raises NotAllowed when a key makes, changes or deletes one of an administrator's, or one for clouds that it may
+    not use itself."""
     if SCOPES_OF_PEOPLE & set(scopes) and not is_person(caller):
         raise NotAllowed(
             "Keys that see or change administration are made, changed and deleted by a person: log in as an "
             "administrator, or use `llm-router keys` on a machine of the mesh."
         )
+    if "cloud" in scopes and "cloud" not in caller.scopes and not is_person(caller):
+        raise NotAllowed("Keys for clouds are made, changed and deleted by who may use them.")
 
 
 def is_person(caller: Caller) -> bool:

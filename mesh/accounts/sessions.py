@@ -5,8 +5,9 @@
     claims   {iss: mesh id, aud: mesh id, sub: user id, jti: <epoch>.<issuer>.<random>, iat, nbf, exp, csrf,
               username, role}
 
-The issuer's own Ed25519 key signs, and the roster says whose keys count: active members'. A revoked or demoted peer's
-sessions are over with it. With a secret only that counts, so that a new secret ends every session.
+The issuer's own Ed25519 key signs, and the roster says whose keys count: full members', but not those of who came by
+the open door and waits to be confirmed. A revoked or demoted peer's sessions are over with it. With a secret only that
+counts, so that a new secret ends every session.
 
 The algorithm is the settings', never a token's (RFC 8725, section 3.1). A signature is checked once; whether the login
 still stands at every request, and from this peer's memory. The jti says by itself what ends it: another epoch of the
@@ -125,12 +126,14 @@ class Sessions:
         self._known: OrderedDict[bytes, _Claims] = OrderedDict()
 
     def issue(self, user_id: str, username: str, role: Role) -> Issued:
-        """A session of twelve hours for this user. Raises NotAllowed on a guest, BadLogin for a user who is gone."""
+        """A session of twelve hours for this user. Raises NotAllowed where nobody can log in, BadLogin for a user who
+        is gone."""
         roster, epoch = self._roster(), self._epoch(user_id)
-        if not roster.is_signer(self._me):
+        if not roster.may_revoke(self._me):
             raise NotAllowed(
-                "This machine is a guest of the mesh and logs nobody in: open the dashboard of another machine, or "
-                "make this one a full member there: `llm-router peers trust`."
+                "This machine is a guest of the mesh, or came by its door and waits to be confirmed: it logs nobody "
+                "in. Open the dashboard of another machine, or make this one a full member there: "
+                "`llm-router peers trust`."
             )
         if epoch is None:
             raise BadLogin("That user is gone.")
@@ -196,7 +199,7 @@ class Sessions:
         epoch = self._epoch(user_id)
         if found is None or epoch is None or found[1] != str(epoch):
             return None
-        if not self._roster().is_signer(found[2]) or self._is_over(SESSION + jti):
+        if not self._roster().may_revoke(found[2]) or self._is_over(SESSION + jti):
             return None
         return self._user(user_id)
 
@@ -223,7 +226,7 @@ class Sessions:
         if self._secret is not None:
             return self._secret if kid == _KID_OF_SECRET else None
         roster = self._roster()
-        return _public_key(roster.members[kid].certificate) if roster.is_signer(kid) else None
+        return _public_key(roster.members[kid].certificate) if roster.may_revoke(kid) else None
 
 
 def _claims(claims: Mapping[str, Any]) -> _Claims | None:

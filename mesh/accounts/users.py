@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 from inference.errors import InvalidRequest
 from inference.openai.fields import Fields, bad_value, missing, not_one_of
 from mesh.accounts.book import USER, Book, moment, number_of, text_of
-from mesh.accounts.errors import BadLogin, NoSuchAccount, NotAllowed
+from mesh.accounts.errors import BadLogin, NoSuchAccount, NotAllowed, not_vouched
 from mesh.accounts.keys import is_person
 from mesh.accounts.passwords import BYTES_MAX, Passwords, checked_password
 from web.services import Caller, Role
@@ -67,7 +67,9 @@ class Users:
     def find(self, user_id: str) -> User | None:
         """The living user with that id."""
         fields = self._book.get(USER + user_id)
-        return _user(user_id, fields) if fields is not None else None
+        if fields is None or not self._book.is_vouched(USER + user_id):
+            return None  # also what a machine wrote that came by the open door: it must not take the mesh
+        return _user(user_id, fields)
 
     def named(self, username: str) -> User | None:
         """Whom the name means, in any case."""
@@ -115,6 +117,7 @@ class Users:
 
     async def made(self, username: str, password: str, role: Role, *, by: str) -> User:
         """A new user, whoever asked for it."""
+        self._check_vouches()
         name = checked_name(username)
         self._check_free(name)
         if len(self._book.keys(USER)) >= USERS_MAX:
@@ -138,6 +141,7 @@ class Users:
     async def change(self, who: str, body: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
         """The user as JSON after the change of name, role or password."""
         require_person(caller)
+        self._check_vouches()
         user = self._known(who)
         fields = Fields(dict(body))
         changes: dict[str, Any] = {}
@@ -156,6 +160,7 @@ class Users:
 
     async def change_own_password(self, body: Mapping[str, Any], caller: Caller) -> None:
         """By the user itself, who says the old one too. Raises NotAllowed when that is wrong."""
+        self._check_vouches()
         fields = Fields(dict(body))
         old, new = fields.string("current_password"), fields.string("new_password")
         if old is None or new is None:
@@ -172,12 +177,17 @@ class Users:
     async def delete(self, who: str, caller: Caller) -> dict[str, Any]:
         """Ends the user for ever; who it was. Raises InvalidRequest for the last admin."""
         require_person(caller)
+        self._check_vouches()
         user = self._known(who)
         self._check_not_last(user, "be deleted")
         await self._book.end(USER + user.id, "deleted")
         return user.as_json()
 
     # -- how
+
+    def _check_vouches(self) -> None:
+        if not self._book.vouches:
+            raise not_vouched("makes and changes no users")
 
     def _new_epoch(self, user: User | None = None) -> int:
         """Milliseconds: two changes on two sides of a partition are two epochs, and neither is the one before."""

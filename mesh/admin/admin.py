@@ -112,6 +112,18 @@ class Admin:
         value = json.loads(row.value)
         return value if isinstance(value, dict) else {"reason": value}
 
+    def is_vouched(self, key: str) -> bool:
+        """True if nobody wrote on it who came by the open door and whom nobody confirmed: such a machine says nothing
+        of who administers the mesh."""
+        roster = self.replica.roster()
+        return all(roster.was_trusted(row.author) for row in self.replica.map.fields(key).values())
+
+    @property
+    def vouches(self) -> bool:
+        """Whether what this peer writes is vouched for."""
+        replica = self.replica
+        return replica.roster().may_revoke(replica.identity.peer_id)
+
     def keys(self, prefix: str) -> list[str]:
         """The living keys that begin so, sorted."""
         return self.replica.map.keys(prefix)

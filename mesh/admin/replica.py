@@ -44,6 +44,8 @@ COLLECT_SKEW_MS = 5 * 60_000
 SANE_MS = 1_767_225_600_000
 """2026: a clock before that was never set."""
 UNREAD_MAX = 1000
+OF_THE_TRUSTED = frozenset({"key", "mesh", "user"})
+"""Spaces that say who may do what. Of a machine that came by the door and left again unconfirmed they are not kept."""
 _FAULTS = frozenset({"malformed", "author", "signature", "clock", "full"})
 
 _T = TypeVar("_T")
@@ -334,6 +336,7 @@ class Replica:
         async with self.lock:
             self.settle_clock()
             try:
+                await self._drop_fallen()
                 if self.is_signer:
                     rows += await self._redate()
                     rows += await self._adopt()
@@ -363,7 +366,7 @@ class Replica:
 
     async def _adopt(self) -> list[Row]:
         """The coordinator answers for what departed members wrote. Others do so for endings, which nobody may lose."""
-        orphans = self.map.orphans(self.signers())
+        orphans, _ = self._orphans()
         if orphans and not self._is_coordinator():
             is_late = self._orphans_for_s() >= ORPHAN_S
             orphans = [row for row in orphans if row.field == ENDED] if is_late else []
@@ -374,15 +377,38 @@ class Replica:
         await self.commit(self.map.plan_with(rows))
         return rows
 
+    async def _drop_fallen(self) -> None:
+        _, fallen = self._orphans()
+        if fallen:
+            log.warning("rows of a machine that nobody confirmed are dropped", extra={"rows": len(fallen)})
+            await self.commit(self.map.plan_without(fallen))
+
     async def _drop_orphans(self) -> None:
         """What nobody adopted although others were asked: its author is out, and who threw it out did not know it."""
         for_s, age_s = self._orphans_for_s(), self.last_sync_age_s
         if for_s < ORPHAN_S or age_s is None or age_s > for_s - ORPHAN_S / 2:
             return
-        orphans = [row for row in self.map.orphans(self.signers()) if row.field != ENDED]
+        orphans = [row for row in self._orphans()[0] if row.field != ENDED]
         if orphans:
             log.warning("rows of a departed member, adopted by nobody, are dropped", extra={"rows": len(orphans)})
             await self.commit(self.map.plan_without(orphans))
+
+    def _orphans(self) -> tuple[list[Row], list[Row]]:
+        """What departed members wrote: what others may answer for, and what goes with them.
+
+        The latter is what somebody wrote who came by the open door and whom nobody confirmed. If it was made a guest or
+        put out nothing of it stays, no ending either: nobody wanted it here. One that left by itself leaves all but
+        what it said of `OF_THE_TRUSTED`.
+        """
+        roster, orphans = self.roster(), self.map.orphans(self.signers())
+        doubtful = {author for author in {row.author for row in orphans} if not roster.was_trusted(author)}
+        left = {author for author in doubtful if roster.revoked_by(author) == author}
+        kept: list[Row] = []
+        fallen: list[Row] = []
+        for row in orphans:
+            has_left = row.author in left and row.key.partition("/")[0] not in OF_THE_TRUSTED
+            (kept if row.author not in doubtful or has_left else fallen).append(row)
+        return kept, fallen
 
     def _orphans_for_s(self) -> float:
         """How long there have been some."""

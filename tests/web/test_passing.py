@@ -568,7 +568,7 @@ def test_who_may_change_may_read_and_nobody_without_a_name_may_do_either(caller:
 
 def test_every_owner_of_the_table_is_one_that_can_be_asked() -> None:
     table: list[Route] = route_table(Managed().services(TOKEN))
-    assert {route.owned for route in table} == {None, "coordinator", "peer"}
+    assert {route.owned for route in table} == {None, "coordinator", "accounts", "peer"}
     assert [route.path for route in table if route.owned == "peer" and "{id}" not in route.path] == []
     assert not [route.path for route in table if route.owned and route.policy in (Policy.PUBLIC, Policy.INFERENCE)]
     assert ATTIC
