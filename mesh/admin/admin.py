@@ -21,7 +21,7 @@ from gossip.roster import Roster
 from inference.errors import InvalidRequest
 from mesh.admin.clock import AHEAD_MS_MAX, MS_MAX, NEVER, Clock
 from mesh.admin.errors import ClockWrong, KeyEnded, MapFull, NoSigner
-from mesh.admin.map import Plan, is_for_guests
+from mesh.admin.map import Plan, horizon, is_for_guests
 from mesh.admin.replica import Replica, Superseded, Watcher
 from mesh.admin.rows import ENDED, KEY_LENGTH_MAX, BadRow, Row, check_names, signed
 from mesh.admin.storage import Store
@@ -261,8 +261,11 @@ class Admin:
         now_ms, now_s = replica.now_ms(), replica.now_s()
         lead_ms = replica.skew.lead_ms(now_ms, now_s)
         if is_ending and lead_ms is not None and abs(lead_ms) > AHEAD_MS_MAX:
-            # It counts in any case; but endings are collected by their dates, so this one gets the others'.
-            return Clock(max(0, now_ms - lead_ms), 0)
+            # It counts in any case; but endings are collected by their dates, so this one gets the others', unless it
+            # would be collected here at once: a machine whose clock was never set must not keep keys from ending.
+            others_ms = now_ms - lead_ms
+            if others_ms >= horizon(now_ms):
+                return Clock(min(others_ms, MS_MAX), 0)
         if not is_ending:
             if replica.skew.is_refused(now_ms, now_s):
                 raise ClockWrong(self._clock_note())

@@ -25,7 +25,7 @@ from gossip.roster import Roster
 from mesh.admin import tending
 from mesh.admin.clock import AHEAD_MS_MAX, NEVER, Clock, HybridClock, RefusedClock
 from mesh.admin.errors import AdminError
-from mesh.admin.map import BUCKETS, AdminMap, Plan, Signers, horizon
+from mesh.admin.map import BUCKETS, DAY_MS, AdminMap, Plan, Signers, horizon
 from mesh.admin.messages import NAME_BYTES
 from mesh.admin.rows import ENDED, BadRow, Row, adopted, hash_of, read
 from mesh.admin.skew import Skew
@@ -319,8 +319,17 @@ class Replica:
         return self.last_synced_ms < self.believed(horizon_ms)
 
     def believed(self, horizon_ms: int) -> int:
-        """What another member says of endings that it has collected, but no more than this clock allows."""
-        return min(horizon_ms, horizon(self.mesh_ms()))
+        """What another member says of endings that it has collected, but no more than both clocks allow, this one and
+        the others': who believed a later one would take nothing from anybody any more."""
+        return min(horizon_ms, horizon(min(self.now_ms(), self.mesh_ms())))
+
+    def _settle_times(self) -> None:
+        """What a wrong clock, here or elsewhere, made of them must not stay: no comparison was in the future."""
+        self.skew.keep(self.roster().members)
+        self.horizon_ms = self.believed(self.horizon_ms)
+        latest_ms = max(self.now_ms(), self.mesh_ms())
+        if self.last_synced_ms > latest_ms + DAY_MS:
+            self.last_synced_ms = latest_ms
 
     @property
     def last_sync_age_s(self) -> float | None:
@@ -335,6 +344,7 @@ class Replica:
         rows: list[Row] = []
         async with self.lock:
             self.settle_clock()
+            self._settle_times()
             try:
                 await self._drop_fallen()
                 if self.is_signer:

@@ -7,7 +7,7 @@ each row goes over the wire once, in the direction in which it is missing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from mesh.admin.map import BUCKETS, AdminMap
 from mesh.admin.messages import DIGEST_BYTES, NAME_BYTES, NAMES_MAX, Ask, Told, names_in, on_the_wire
@@ -18,6 +18,9 @@ ROUNDS_MAX = 400
 """Questions in one comparison: a full map has a hundred thousand rows, or 64 MiB."""
 IN_THE_WAY = frozenset({"clock", "author", "full", "malformed", "signature"})
 """Refusals after which this map does not hold all that the other does."""
+IN_THE_WAY_OF_A_COPY = IN_THE_WAY - {"author"}
+"""A copy is all that the other has of signers: rows of departed members are to be signed anew there, or dropped, and
+who has them may wait for just this comparison to do so."""
 
 
 def differing(admin_map: AdminMap, digests: bytes, *, with_closed: bool) -> list[int]:
@@ -38,12 +41,14 @@ class Rounds:
         ask: Callable[[Ask], Awaitable[object | None]],
         give: Callable[[Sequence[bytes]], Awaitable[int]] | None,
         take: Callable[[Sequence[bytes]], Awaitable[Taken]],
+        in_the_way: Collection[str] = IN_THE_WAY,
     ) -> None:
         """`give` tells how many were taken; it is None for one that only takes."""
         self._map = admin_map
         self._ask = ask
         self._give = give
         self._take = take
+        self._in_the_way = frozenset(in_the_way)
         self._refused: set[bytes] = set()
         self._is_whole = True
         self.moved = 0
@@ -85,7 +90,9 @@ class Rounds:
             taken = await self._take(told.rows)
             self.moved += taken.accepted
             self._refused |= taken.names
-            self._is_whole = self._is_whole and not IN_THE_WAY & {why for why, count in taken.refused.items() if count}
+            self._is_whole = self._is_whole and not self._in_the_way & {
+                why for why, count in taken.refused.items() if count
+            }
 
     async def _gave(self, buckets: Sequence[int], wanted: bytes) -> None:
         if self._give is None or not wanted:

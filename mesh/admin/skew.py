@@ -6,10 +6,11 @@ is told before it writes what the others would refuse, and people read on each s
 
 from __future__ import annotations
 
+from collections.abc import Container
 from statistics import median_low
 
 from gossip.identity import PeerId
-from mesh.admin.clock import AHEAD_MS_MAX
+from mesh.admin.clock import AHEAD_MS_MAX, MS_MAX
 
 RECENT_S = 600.0
 PEERS_MAX = 256
@@ -23,11 +24,17 @@ class Skew:
         self._heard: dict[PeerId, tuple[int, float]] = {}
 
     def heard(self, peer: PeerId, their_ms: int, now_s: float) -> None:
-        """The clock of `peer` shows this, now."""
+        """The clock of `peer` shows this, now. What no clock shows was not heard."""
+        if their_ms > MS_MAX:
+            return
         self._heard.pop(peer, None)
         self._heard[peer] = their_ms, now_s
         if len(self._heard) > PEERS_MAX:
             del self._heard[next(iter(self._heard))]
+
+    def keep(self, peers: Container[PeerId]) -> None:
+        """Who is not among these has no say any more."""
+        self._heard = {peer: heard for peer, heard in self._heard.items() if peer in peers}
 
     def leads_ms(self, now_ms: int, now_s: float) -> dict[PeerId, int]:
         """By how much this clock is ahead of each of those heard lately; negative: behind."""

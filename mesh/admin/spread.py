@@ -39,7 +39,7 @@ from mesh.admin.messages import (
     portions,
 )
 from mesh.admin.replica import Replica, Taken
-from mesh.admin.rounds import Rounds, differing
+from mesh.admin.rounds import IN_THE_WAY, IN_THE_WAY_OF_A_COPY, Rounds, differing
 from mesh.admin.rows import BadRow, Row, hash_of, read, written
 from mesh.calls import Answer
 
@@ -261,12 +261,13 @@ class Spread:
         return rounds.moved > 0
 
     def _rounds(self, peer: PeerId, admin_map: AdminMap, take: Callable[[Sequence[bytes]], Awaitable[Taken]]) -> Rounds:
-        is_own = admin_map is self._replica.map and self._replica.is_signer
+        is_own = admin_map is self._replica.map
         return Rounds(
             admin_map,
             ask=lambda question: self._asked(peer, SYNC_PATH, question),
-            give=(lambda wire: self._give(peer, wire)) if is_own else None,
+            give=(lambda wire: self._give(peer, wire)) if is_own and self._replica.is_signer else None,
             take=take,
+            in_the_way=IN_THE_WAY if is_own else IN_THE_WAY_OF_A_COPY,
         )
 
     async def _asked(self, peer: PeerId, path: str, message: object) -> object | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.admin.clock import AHEAD_MS_MAX, COUNT_MAX, Clock, HybridClock, RefusedClock
@@ -12,6 +12,7 @@ walls = st.integers(0, 10**6)
 events = st.lists(st.tuples(walls, st.none() | st.builds(Clock, walls, st.integers(0, COUNT_MAX))), max_size=30)
 
 
+@settings(deadline=None)
 @given(events)
 def test_each_time_is_later_than_all_that_were_given_or_heard_before(events: list[tuple[int, Clock | None]]) -> None:
     clock = HybridClock()

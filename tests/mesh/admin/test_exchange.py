@@ -77,9 +77,10 @@ class Side:
 async def pair(tmp_path: Path) -> AsyncIterator[tuple[Side, Side]]:
     async with AsyncExitStack() as stack:
         sides: list[Side] = []
+        mesh = roster()
         for identity, name in ((ANN, "ann"), (BOB, "bob")):
             (tmp_path / name).mkdir(mode=0o700)
-            side = Side(identity, roster(), tmp_path / name)
+            side = Side(identity, mesh, tmp_path / name)
             await stack.enter_async_context(side.calls)
             stack.push_async_callback(side.admin.close)
             await side.admin.start()

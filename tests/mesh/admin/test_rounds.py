@@ -11,8 +11,8 @@ from mesh.admin import exchange as exchange_module
 from mesh.admin.admin import Admin
 from mesh.admin.clock import NEVER, Clock
 from mesh.admin.exchange import Exchange
-from mesh.admin.map import BUCKETS, AdminMap
-from mesh.admin.messages import CODEC, DIGEST_BYTES, Ask, Told, decoded, on_the_wire
+from mesh.admin.map import BUCKETS, DAY_MS, AdminMap
+from mesh.admin.messages import CODEC, DIGEST_BYTES, Ask, Compare, Told, decoded, on_the_wire
 from mesh.admin.replica import Taken
 from mesh.admin.rounds import ROUNDS_MAX, Rounds, differing
 from mesh.admin.rows import Row, signed
@@ -112,6 +112,21 @@ async def test_more_names_than_one_question_holds_are_asked_about_in_parts(monke
     assert await asking.rounds.run(range(BUCKETS))
     assert asker.replica.map.digest() == teller.replica.map.digest()
     assert 10 < asking.questions < 60
+
+
+async def test_a_map_too_old_to_be_merged_hears_so_from_who_asks_it() -> None:
+    admin = await started()
+    must_ask: list[str] = []
+    exchange = Exchange(admin.replica, must_ask=must_ask.append)
+    last_month_ms = EPOCH_MS - 31 * DAY_MS
+    for last_synced_ms, horizon_ms in ((last_month_ms, last_month_ms), (EPOCH_MS, EPOCH_MS), (last_month_ms, EPOCH_MS)):
+        admin.replica.last_synced_ms = last_synced_ms
+        assert not must_ask
+        question = Compare(
+            mesh=ROSTER.mesh_id, now_ms=EPOCH_MS, last_synced_ms=EPOCH_MS, horizon_ms=horizon_ms, digest=b""
+        )
+        await exchange.sync(who("b").peer_id, CODEC.encode(question))
+    assert must_ask == [who("b").peer_id]
 
 
 @pytest.mark.parametrize(

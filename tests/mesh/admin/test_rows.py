@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.admin.clock import Clock
@@ -122,6 +122,7 @@ def test_the_longest_row_can_be_read() -> None:
     assert read(written(longest)) == longest
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
 def test_bytes_that_are_no_row_are_refused_in_one_way(data: bytes, at: int, byte: int) -> None:
     """And what is only written in another way has the same hash: a member cannot make two of one row."""
