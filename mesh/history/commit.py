@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import aiosqlite
-
-from mesh.history import projection, schema
+from mesh.history import projection
 from mesh.history.entries import End, Entry, LogId, Start, body_span, decode
 from mesh.history.prefixes import Extent, extended
 from mesh.history.projection import Word
@@ -78,53 +80,67 @@ class Commit:
             self._meanings.append((entry, row, self.arrived))
         return now.have
 
-    async def apply(self, connection: aiosqlite.Connection, words: Words) -> None:
-        """Executes it, inside a transaction of the caller's."""
-        await connection.executemany(
+    def transact(self, connection: sqlite3.Connection, words: Words) -> float:
+        """Commits it, or nothing of it; blocks, in the thread of the connection. Seconds that the statements took."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            began = time.monotonic()
+            self._apply(connection, words)
+            work_s = time.monotonic() - began
+            connection.commit()
+        except BaseException:
+            words.forget()
+            with contextlib.suppress(sqlite3.Error):
+                connection.rollback()
+            raise
+        return work_s
+
+    def _apply(self, connection: sqlite3.Connection, words: Words) -> None:
+        connection.executemany(
             "INSERT INTO logs VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (no) DO UPDATE SET low = excluded.low, have = excluded.have",
             [(now.no, *source, now.low, now.have) for source, now in self.logs.items()],
         )
         rows = projection.Rows()
-        numbers = await words.numbers(
+        numbers = words.numbers(
             connection, {word for entry, *_ in self._meanings for word in projection.words_of(entry)}
         )
         for entry, row, arrived in self._meanings:
             projection.add(rows, entry, row=row, arrived=arrived, numbers=numbers)
-        await connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", self._rows)
+        connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", self._rows)
         if rows.starts:
-            await connection.executemany(projection.INSERT_RECORD, rows.starts)
-            await self._end_early_ended(connection, words)
+            connection.executemany(projection.INSERT_RECORD, rows.starts)
+            self._end_early_ended(connection, words)
         if rows.ends:
-            cursor = await connection.executemany(projection.END_RECORD, rows.ends)
+            cursor = connection.executemany(projection.END_RECORD, rows.ends)
             if cursor.rowcount < len(rows.ends):
-                await self._keep_early_ends(connection)
+                self._keep_early_ends(connection)
         if rows.audits:
-            await connection.executemany(projection.INSERT_AUDIT, rows.audits)
-        await connection.execute("INSERT OR REPLACE INTO meta VALUES ('arrived', ?)", (self.arrived,))
+            connection.executemany(projection.INSERT_AUDIT, rows.audits)
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('arrived', ?)", (self.arrived,))
 
-    async def _keep_early_ends(self, connection: aiosqlite.Connection) -> None:
+    def _keep_early_ends(self, connection: sqlite3.Connection) -> None:
         """Ends whose Start is in a log that is yet to come wait for it; others were written twice."""
         for entry, row, _ in self._meanings:
-            if isinstance(entry, End) and not await schema.value(connection, projection.FIND_RECORD, entry.id, row):
-                await connection.execute(projection.KEEP_END, (row, entry.id))
+            if isinstance(entry, End) and not _value(connection, projection.FIND_RECORD, entry.id, row):
+                connection.execute(projection.KEEP_END, (row, entry.id))
 
-    async def _end_early_ended(self, connection: aiosqlite.Connection, words: Words) -> None:
+    def _end_early_ended(self, connection: sqlite3.Connection, words: Words) -> None:
         """Starts whose End was there before them. There hardly ever are any."""
-        if not await schema.value(connection, "SELECT 1 FROM early_ends LIMIT 1"):
+        if not _value(connection, "SELECT 1 FROM early_ends LIMIT 1"):
             return
         rows = projection.Rows()
         for entry, *_ in self._meanings:
             if not isinstance(entry, Start):
                 continue
-            for row, data in await connection.execute_fetchall(projection.FIND_ENDS, (entry.id,)):
+            for row, data in connection.execute(projection.FIND_ENDS, (entry.id,)).fetchall():
                 end = decode(data)
-                numbers = await words.numbers(connection, set(projection.words_of(end)))
+                numbers = words.numbers(connection, set(projection.words_of(end)))
                 self.arrived += 1
                 projection.add(rows, end, row=row, arrived=self.arrived, numbers=numbers)
         if rows.ends:
-            await connection.executemany(projection.END_RECORD, rows.ends)
-        await connection.execute(
+            connection.executemany(projection.END_RECORD, rows.ends)
+        connection.execute(
             "DELETE FROM early_ends WHERE EXISTS (SELECT 1 FROM records WHERE end_place = early_ends.place"
             " AND id = early_ends.id)"
         )
@@ -140,13 +156,19 @@ class Words:
         """After a rollback: some of them were never written."""
         self._numbers.clear()
 
-    async def numbers(self, connection: aiosqlite.Connection, words: set[Word]) -> Mapping[Word, int]:
+    def numbers(self, connection: sqlite3.Connection, words: set[Word]) -> Mapping[Word, int]:
         """The number of each of these, at least. New ones get one, in the caller's transaction."""
         if len(self._numbers) + len(words) > WORDS_MAX:
             self._numbers.clear()
         for word in sorted(words - self._numbers.keys()):
-            await connection.execute("INSERT OR IGNORE INTO words (kind, text) VALUES (?, ?)", word)
-            no = await schema.value(connection, "SELECT no FROM words WHERE kind = ? AND text = ?", *word)
+            connection.execute("INSERT OR IGNORE INTO words (kind, text) VALUES (?, ?)", word)
+            no = _value(connection, "SELECT no FROM words WHERE kind = ? AND text = ?", *word)
             assert isinstance(no, int)
             self._numbers[word] = no
         return self._numbers
+
+
+def _value(connection: sqlite3.Connection, sql: str, *parameters: object) -> Any:
+    """The first column of the first row, or None."""
+    row = connection.execute(sql, parameters).fetchone()
+    return row[0] if row else None

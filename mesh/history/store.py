@@ -29,7 +29,7 @@ import aiosqlite
 
 from mesh.history import schema
 from mesh.history.commit import Commit, Job, Words
-from mesh.history.database import Database, explained, is_damage, is_transient
+from mesh.history.database import Database, explained, in_one_trip, is_damage, is_transient
 from mesh.history.entries import Entry, LogId, decode
 from mesh.history.errors import BadEntry, HistoryUnavailable
 from mesh.history.prefixes import Extent
@@ -327,10 +327,7 @@ class HistoryStore:
         commit = Commit(own=self.own, before=self._logs, arrived=self.arrived)
         haves = [commit.plan(job) for job in batch]
         if commit.logs:
-            began = time.monotonic()
-            async with self._transaction(connection):
-                await commit.apply(connection, self._words)
-                work_s = time.monotonic() - began
+            work_s = await in_one_trip(connection, lambda raw: commit.transact(raw, self._words))
             self._adapt(commit.entries, work_s)
         return commit, haves
 
