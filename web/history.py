@@ -166,6 +166,7 @@ class ExportQuery(Filters, total=False):
     """What to put in the file."""
 
     format: Literal["json", "csv"]
+    bom: Literal["true", "false"]
 
 
 StatsQuery = TypedDict("StatsQuery", {"from": _When, "to": _When}, total=False)
