@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from aiohttp import web
 
 from inference.openai.fields import bad_value, missing
-from web.body import parsed_body
+from web.body import for_anybody, parsed_body
 from web.border import CALLER
 from web.errors import HttpRefusal
 from web.mesh import who_of
@@ -95,7 +95,7 @@ class AgentsRoutes:
             checked(shape, body)
             return body
 
-        return await parsed_body(request, self._services.limits, parse)
+        return await parsed_body(request, for_anybody(self._services.limits), parse)
 
 
 def _one_id(body: dict[str, Any]) -> dict[str, Any]:

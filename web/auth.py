@@ -24,7 +24,7 @@ from aiohttp import web
 
 from inference.chat import ChatPrompt, EmbeddingRequest, Generation, Prompt, TextPrompt
 from inference.errors import InferenceError
-from web.body import parsed_body
+from web.body import for_anybody, parsed_body
 from web.border import CALLER, LIMIT_HEADERS, PRINCIPAL
 from web.errors import HttpRefusal
 from web.guards import COOKIE
@@ -32,8 +32,6 @@ from web.route import Answer, Operation
 from web.services import AccountsFacet, AuditNote, Caller, Login, Services, Spending
 from web.shapes import Many, Text, checked
 
-BODY_BYTES_MAX = 64 * 1024
-"""Anybody may send these bodies."""
 FAILURES_NOTED_MAX = 30
 FAILURES_NOTED_S = 60.0
 """So many wrong logins a minute are noted one by one: whoever guesses must not fill the log."""
@@ -167,8 +165,7 @@ async def small_body(request: web.Request, services: Services, shape: type[Any])
         checked(shape, body)
         return body
 
-    limits = replace(services.limits, body_bytes=min(BODY_BYTES_MAX, services.limits.body_bytes))
-    return await parsed_body(request, limits, parse)
+    return await parsed_body(request, for_anybody(services.limits), parse)
 
 
 def note(services: Services, what: AuditNote) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 from aiohttp import web
@@ -14,11 +15,14 @@ from inference.strict_json import parse_object
 from web.errors import HttpRefusal
 from web.inflight import InFlight, in_flight_of
 from web.services import Limits
+from web.watch import check_not_revoked
 
 T = TypeVar("T")
 
 # Parsing this much takes about 10 ms in the worst case; more is done in a thread.
 INLINE_BYTES_MAX = 64 * 1024
+ANYBODYS_BYTES_MAX = 64 * 1024
+"""Of bodies that anybody may send."""
 _BROWSER_HEADERS = ("Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest")
 
 
@@ -33,9 +37,15 @@ async def parsed_body(
     window_bits = _window_bits(request)
     with _Share(in_flight_of(request) if in_flight is None else in_flight, limits.bodies_bytes) as share:
         data = await _read(request, limits, share)
+        check_not_revoked(request)
         if window_bits is None and len(data) <= INLINE_BYTES_MAX:
             return parse(parse_object(data))
         return await asyncio.to_thread(_inflated_and_parsed, data, window_bits, limits.body_bytes, parse)
+
+
+def for_anybody(limits: Limits) -> Limits:
+    """The limits of a route that asks nobody who it is."""
+    return replace(limits, body_bytes=min(ANYBODYS_BYTES_MAX, limits.body_bytes))
 
 
 @asynccontextmanager
@@ -51,6 +61,7 @@ async def held_body(request: web.Request, limits: Limits) -> AsyncIterator[bytes
     window_bits = _window_bits(request)
     with _Share(in_flight_of(request), limits.bodies_bytes) as share:
         data = await _read(request, limits, share)
+        check_not_revoked(request)
         if window_bits is not None:
             data = await asyncio.to_thread(inflated, data, window_bits, limits.body_bytes)
         yield data

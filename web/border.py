@@ -11,6 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from aiohttp import web
 
@@ -20,7 +21,7 @@ from web.errors import HttpRefusal, error_response
 from web.guards import Admission, Policy
 from web.inflight import InFlight
 from web.services import Caller, Principal, Services
-from web.watch import Watch
+from web.watch import RECHECK, Recheck, Watch
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("web.access")
@@ -35,6 +36,8 @@ LIMIT_HEADERS = web.RequestKey("limit_headers", dict[str, str])
 REQUEST_ID = web.RequestKey("request_id", str)
 _CORS_ORIGIN = web.RequestKey("cors_origin", str)
 
+# Opened by itself, an answer is a document too; pages and their files say more.
+_NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 # Which of two would count depends on who reads them, so two are none. aiohttp refuses a second Host or Content-Length.
 _SAID_ONCE = (
     "Origin",
@@ -108,7 +111,7 @@ class Border:
             return error_response(InferenceError(message, code="internal_error"), request.path)
 
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        access = self._services.access
+        access, accounts = self._services.access, self._services.accounts
         if request.version < (1, 0):
             raise HttpRefusal(400, "This port speaks HTTP/1.1.", must_close=True)
         _check_header_size(request, self._services.limits.header_bytes)
@@ -126,6 +129,8 @@ class Border:
             caller = request[CALLER] = _caller(facts, admission)
             if admission.principal is not None:
                 request[PRINCIPAL] = admission.principal
+                if accounts is not None:
+                    request[RECHECK] = Recheck(partial(accounts.revoked, caller))
                 if self._watch is not None and policy in _LONG:
                     with self._watch.watching(caller):
                         return await handler(request)
@@ -176,6 +181,9 @@ async def stamp(request: web.BaseRequest, response: web.StreamResponse) -> None:
     response.headers["x-request-id"] = request.get(REQUEST_ID) or request_id(request.headers.get("x-request-id"))
     response.headers["Server"] = "llm-router"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.setdefault("Content-Security-Policy", _NO_PAGE)
+    if request.path.startswith("/api/"):
+        response.headers.setdefault("Cache-Control", "no-store")
     response.headers.update(request.get(LIMIT_HEADERS, {}))
     origin = request.get(_CORS_ORIGIN)
     if origin is not None:

@@ -39,7 +39,21 @@ OPEN_SCOPES = frozenset({"inference"})
 # Names that DNS cannot point elsewhere on a sane machine; they are allowed on every bind.
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@?#\s\\]+)(?::([0-9]{1,5}))?")
-_FOREIGN_PROXY_HEADERS = ("forwarded", "x-real-ip", "via")
+# What proxies and tunnels add to what they forward, and no program on the same machine sends by itself. Not complete:
+# one that adds nothing and keeps no Host of its own is not seen, which is what LLM_ROUTER_LOOPBACK=key is for.
+_PROXY_SIGNS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip"})
+_PROXY_PREFIXES = (
+    "x-forwarded",
+    "x-original-",
+    "x-envoy-",
+    "x-arr-",
+    "x-proxyuser-",
+    "cf-",
+    "fastly-",
+    "fly-",
+    "tailscale-",
+)
+_FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 _ABOUT_KEYS = (
     "Make one on a machine of the mesh with `llm-router keys create`, and send it as 'Authorization: Bearer KEY'. "
     f"Programs on the peer's own machine need none (those that insist send '{NO_KEY}')."
@@ -139,7 +153,12 @@ def is_own_page(request: Request, *, default: bool) -> bool:
 
 def admit(request: Request, access: Access, policy: Policy, secrets: Secrets = NOBODYS) -> Admission:
     """Who the caller is, if it may do that. Raises HttpRefusal 401 or 403. `check_host`, `check_origin` came before."""
-    is_local = is_loopback(request.ip) and not has_proxy_signs(request) and _is_local_host(request.hosts[0])
+    is_local = (
+        is_loopback(request.ip)
+        and _is_local_host(request.hosts[0])
+        and not has_proxy_signs(request)
+        and not _is_foreign_page(request, access)
+    )
     try:
         principal = _principal(request, access, secrets, is_local=is_local)
     except HttpRefusal:
@@ -256,8 +275,17 @@ def _check_page(request: Request, principal: Principal) -> None:
 def has_proxy_signs(request: Request) -> bool:
     """True when something forwarded this request: its loopback address then says nothing about the caller."""
     return request.is_http10 or any(
-        name in _FOREIGN_PROXY_HEADERS or name.startswith("x-forwarded-") for name in request.headers
+        name in _PROXY_SIGNS or name.startswith(_PROXY_PREFIXES) for name in request.headers
     )
+
+
+def _is_foreign_page(request: Request, access: Access) -> bool:
+    """A page of another site asks, also where browsers send no Origin: for pictures, scripts, links, forms that get.
+
+    See https://www.w3.org/TR/fetch-metadata/. Of a configured origin the Origin was looked at.
+    """
+    site = request.headers.get("sec-fetch-site", "").strip().lower()
+    return site in _FOREIGN_SITES and request.headers.get("origin") not in access.origins
 
 
 def is_loopback(ip: str) -> bool:

@@ -19,6 +19,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -32,6 +33,7 @@ from web.hop import CONTEXT_BYTES_MAX, CONTEXT_HEADER, HOP_HEADER
 from web.inflight import OWN_IN_FLIGHT, InFlight
 from web.route import PEER, Route
 from web.services import Caller, Principal, Services
+from web.watch import RECHECK, Recheck
 
 _log = logging.getLogger(__name__)
 
@@ -117,8 +119,10 @@ class PassedRoutes:
             )
         caller = caller_in(request.headers.get(CONTEXT_HEADER, ""))
         accounts = self._services.accounts
-        if accounts is not None and accounts.revoked(caller):
-            raise HttpRefusal(401, "That key or login was revoked.", code="invalid_api_key")
+        if accounts is not None:
+            request[RECHECK] = Recheck(partial(accounts.revoked, caller))
+            if accounts.revoked(caller):
+                raise HttpRefusal(401, "That key or login was revoked.", code="invalid_api_key")
         if not admits(route.policy, caller):
             raise HttpRefusal(403, "The caller may not do that.", code="not_allowed", error_type="permission_error")
         self._check_owner(request, route)

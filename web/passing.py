@@ -14,9 +14,10 @@ from urllib.parse import quote
 from aiohttp import web
 
 from inference.openai.fields import bad_value
-from web.body import held_body
+from web.body import for_anybody, held_body
 from web.border import CALLER, REQUEST_ID, Handler
 from web.download import downloaded
+from web.guards import Policy
 from web.route import ACCOUNTS, PEER, Route
 from web.services import Passed, PassedAnswer, Services
 
@@ -54,7 +55,8 @@ class PassingOn:
         return at_that_peer if route.owned == PEER else at_the_coordinator
 
     async def _passed(self, request: web.Request, route: Route, way: _Way) -> web.StreamResponse:
-        async with held_body(request, self._services.limits) as body:
+        limits = self._services.limits
+        async with held_body(request, for_anybody(limits) if route.policy is Policy.AGENT else limits) as body:
             passed = Passed(
                 method=route.method,
                 target=_target(request, route),

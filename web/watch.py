@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
 
 from web.errors import HttpRefusal
 from web.inflight import InFlight
@@ -15,6 +18,24 @@ from web.services import Caller
 
 LOOK_S = 0.5
 """A key may be revoked, or expire, without anybody saying so; two seconds are promised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """Asked of a request: whether its caller was revoked since the guards let it in."""
+
+    is_revoked: Callable[[], bool]
+
+
+RECHECK = web.RequestKey("recheck", Recheck)
+"""Not there when the caller showed no secret."""
+
+
+def check_not_revoked(request: web.BaseRequest) -> None:
+    """To be asked when a body has arrived, with which a client may take its time. Raises HttpRefusal 401."""
+    recheck = request.get(RECHECK)
+    if recheck is not None and recheck.is_revoked():
+        raise HttpRefusal(401, "That key or login was revoked while it was used.", code="invalid_api_key")
 
 
 class Watch:

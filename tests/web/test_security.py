@@ -22,7 +22,7 @@ from web.guards import SCOPES
 from web.hop import CONTEXT_HEADER
 from web.listener import Listener
 from web.passed import PREFIX, caller_out, passed_routes
-from web.services import Caller, PassingFacet
+from web.services import Access, Caller, PassingFacet
 
 TOKEN = "control-token-of-the-tests"
 CONTROL = Caller(ip="", key_id="control", scopes=SCOPES)
@@ -118,3 +118,137 @@ async def test_passwords_and_keys_are_not_passed_to_a_coordinator_that_nobody_co
         await listener.close(0)
     passed = [found.target for _, found in elsewhere.passed]
     assert passed == ["/api/settings"] if keeps else passed == ["/api/users", "/api/api-keys", "/api/settings"]
+
+
+# -- a caller that is revoked while it sends
+
+
+@pytest.fixture
+async def peer(start: Any, accounts: Accounts, token: str) -> Any:
+    """A surface with real accounts."""
+    return await start(access=Access(hosts=frozenset({"attic.local"}), control_token=token), accounts=accounts.facet)
+
+
+@pytest.mark.parametrize("kind", ["key", "login"])
+async def test_who_is_revoked_while_its_body_is_on_its_way_changes_nothing(
+    peer: Any, accounts: Accounts, kind: str
+) -> None:
+    made = await accounts.keys.create({"name": "ops", "scopes": ["admin"]}, PERSON)
+    user = await accounts.users.create({"username": "anna", "password": PASSWORD, "role": "admin"}, PERSON)
+    login = await accounts.login("anna", PASSWORD, Caller(ip="10.0.0.9"))
+    secret = made["key"] if kind == "key" else login.token
+    body = b'{"name": "mine"}'
+    reader, writer = await peer.connect()
+    head = (
+        f"POST /api/api-keys HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    writer.write(head.encode())
+    assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")  # its headers were looked at
+    writer.write(body[:5])
+    await writer.drain()
+    await peer.ask("GET", "/health")
+    if kind == "key":
+        await accounts.keys.delete(made["id"], PERSON)
+    else:
+        await accounts.users.made("otto", PASSWORD, "admin", by="test")
+        await accounts.users.delete(user["id"], PERSON)
+    writer.write(body[5:])
+    assert b" 401 " in await reader.readline()
+    assert "mine" not in [key.name for key in accounts.keys.all()]
+
+
+# -- bodies that anybody may send
+
+
+@pytest.mark.parametrize("path", ["/api/health", "/api/agents/x/metrics", "/api/nodes/x/metrics"])
+@pytest.mark.parametrize("is_owner", [True, False])
+async def test_bodies_that_anybody_may_send_are_small(path: str, is_owner: bool) -> None:
+    elsewhere = Elsewhere(is_owner=is_owner)
+    listener = Listener(Managed().services(TOKEN, passing=elsewhere.facet()), [("127.0.0.1", 0)])
+    await listener.start()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as session:
+            body = json.dumps({"agent_id": "x", "junk": "x" * 100_000})
+            async with session.post(path, data=body, headers={"Via": "1.1 lan", "X-Agent-Token": "x"}) as answer:
+                assert answer.status == 413
+    finally:
+        await listener.close(0)
+    assert elsewhere.passed == []
+
+
+# -- what browsers make of answers
+
+
+@pytest.mark.parametrize("path", ["/api/status", "/api/nothing", "/v1/models", "/health", "/metrics", "/openapi.json"])
+async def test_no_answer_is_a_page_that_may_run_or_be_framed(peer: Any, path: str) -> None:
+    """Whatever an answer holds, opened as a document it may do nothing: a member that means harm answers for others."""
+    _, _, headers = await peer.ask("GET", path)
+    assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_owners_answer_cannot_become_a_page_that_runs_either() -> None:
+    elsewhere = Elsewhere(headers={"content-type": "text/html", "content-security-policy": "x"}, pieces=[b"<script>"])
+    listener = Listener(Managed().services(TOKEN, passing=elsewhere.facet()), [("127.0.0.1", 0)])
+    await listener.start()
+    try:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}", headers=headers) as session,
+            session.get("/api/settings") as answer,
+        ):
+            assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    finally:
+        await listener.close(0)
+
+
+@pytest.mark.parametrize("path", ["/api/status", "/api/users", "/api/auth/setup"])
+async def test_what_the_api_tells_is_kept_by_no_cache(peer: Any, path: str) -> None:
+    _, _, headers = await peer.ask("GET", path)
+    assert headers["cache-control"] == "no-store"
+
+
+# -- who seems to be on this machine
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Forwarded",
+        "Via",
+        "X-Real-IP",
+        "X-Forwarded",
+        "X-Forwarded-For",
+        "x-forwarded-host",
+        "CF-Connecting-IP",
+        "CF-Ray",
+        "True-Client-IP",
+        "X-Client-IP",
+        "X-Cluster-Client-IP",
+        "Fastly-Client-IP",
+        "Fly-Client-IP",
+        "X-Original-Forwarded-For",
+        "X-Envoy-External-Address",
+        "X-ARR-LOG-ID",
+        "Tailscale-User-Login",
+        "X-ProxyUser-IP",
+    ],
+)
+async def test_what_came_through_a_proxy_of_any_kind_is_not_from_this_machine(peer: Any, name: str) -> None:
+    assert (await peer.ask("GET", "/api/status"))[0] == 200
+    answer = await peer.raw(
+        f"GET /api/status HTTP/1.1\r\nHost: localhost\r\n{name}: x\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert answer.split(b" ")[1] == b"401"
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_what_a_foreign_page_loads_is_not_from_this_machine(peer: Any, site: str) -> None:
+    """Browsers say so also where they send no Origin: pictures, scripts, and forms that only get."""
+    for path in ("/v1/models", "/api/status", "/metrics"):
+        assert (await peer.ask("GET", path, sec_fetch_site=site, sec_fetch_mode="no-cors"))[0] in (401, 403)
+        assert (await peer.ask("GET", path, sec_fetch_site="same-origin"))[0] == 200
+        assert (await peer.ask("GET", path, sec_fetch_site="none"))[0] == 200
+    for path in ("/", "/dashboard"):  # a link to it may stand anywhere
+        assert (await peer.ask("GET", path, sec_fetch_site=site, sec_fetch_mode="navigate"))[0] in (200, 302)
