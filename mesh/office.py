@@ -83,6 +83,7 @@ class Office:
         self._loop = asyncio.get_running_loop()
         self._moving: asyncio.Task[None] | None = None
         self._greet = asyncio.Event()
+        self._members = frozenset(peering.home.roster.members)
         agent, rng = peering.agent, random.Random(secrets.randbits(64))
         self.calls = PeerCalls(addresses=agent.addresses, context_of=peering.tls.client_context)
         self.spread = Spread(
@@ -274,6 +275,7 @@ class Office:
             self._greet.set()
 
     def roster_changed(self, roster: Roster) -> None:
+        self._note_admitted(roster)
         self.spread.roster_changed()
         self.history.changed()
 
@@ -288,6 +290,16 @@ class Office:
         elif event.after in ("dead", "left"):
             self.passing.gone(event.peer)
         self.history.changed()
+
+    def _note_admitted(self, roster: Roster) -> None:
+        """Who let a machine in writes it down: by the door they come without anybody asking."""
+        me = self._peering.agent.me
+        for peer in roster.members.keys() - self._members:
+            member = roster.members[peer]
+            if member.added_by == me and peer != me:
+                detail = f"{member.state}, via {member.via}"
+                self.audit(AuditNote(action="peer.join", caller=Caller(ip=""), target=member.name, detail=detail))
+        self._members = frozenset(roster.members)
 
     def moved(self, how: Move) -> None:
         """This peer is in another mesh."""

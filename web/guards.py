@@ -27,6 +27,9 @@ from web.services import Access, Principal
 
 CONTROL = "control"
 """The id of the command line's own key."""
+UNCONFIRMED = "unconfirmed"
+"""The id under which the command line, or a login, counts of a machine that came by the open door and that nobody
+confirmed."""
 COOKIE = "llm_router_session"
 NO_KEY = "loopback-needs-no-key"
 """What `llm-router env` gives to programs that insist on a key: it is none, and counts as none."""

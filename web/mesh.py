@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
 from aiohttp import web
 
 from inference.openai.fields import bad_value
+from web.auth import note
 from web.body import parsed_body
 from web.border import CALLER
 from web.errors import HttpRefusal
 from web.route import Answer, Operation
-from web.services import MeshFacet, Services
+from web.services import AuditNote, MeshFacet, Services
 from web.shapes import Number, Text, checked
 
 MINUTES_MAX = 1440.0
@@ -64,38 +65,54 @@ class MeshRoutes:
 
     async def door(self, request: web.Request) -> web.Response:
         mesh = self._mesh
-        return web.json_response(mesh.door(await self._body(request, _minutes)))
+        minutes = await self._body(request, _minutes)
+        answer = mesh.door(minutes)
+        self._note(request, "mesh.door", "", f"open for {minutes:g} min" if minutes else "shut")
+        return web.json_response(answer)
 
     async def approve(self, request: web.Request) -> web.Response:
         mesh = self._mesh
-        return web.json_response(await mesh.approve(await self._body(request, _digits_or_id)))
+        return self._noted(request, "peer.approve", await mesh.approve(await self._body(request, _digits_or_id)))
 
     async def deny(self, request: web.Request) -> web.Response:
         mesh = self._mesh
-        return web.json_response(await mesh.deny(await self._body(request, _digits_or_id)))
+        return self._noted(request, "peer.deny", await mesh.deny(await self._body(request, _digits_or_id)))
 
     async def invite(self, request: web.Request) -> web.Response:
         mesh = self._mesh
         uses, hours = await self._body(request, _uses_and_hours)
-        return web.json_response(await mesh.invite(uses, hours), status=201)
+        answer = await mesh.invite(uses, hours)
+        self._note(request, "mesh.invite", "", f"for {uses}, {hours:g} h")
+        return web.json_response(answer, status=201)
 
     async def join(self, request: web.Request) -> web.Response:
         mesh = self._mesh
         to, brings_history = await self._body(request, _destination)
-        return web.json_response(await mesh.join(to, brings_history))
+        answer = await mesh.join(to, brings_history)
+        self._note(request, "mesh.join", "")  # not where to: the line of an invitation is a secret
+        return web.json_response(answer)
 
     async def leave(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._mesh.leave())
+        return self._noted(request, "mesh.leave", await self._mesh.leave())
 
     async def rename(self, request: web.Request) -> web.Response:
         mesh = self._mesh
-        return web.json_response(await mesh.rename(who_of(request), await self._body(request, _new_name)))
+        who = who_of(request)
+        return self._noted(request, "peer.rename", await mesh.rename(who, await self._body(request, _new_name)), who)
 
     async def revoke(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._mesh.revoke(who_of(request)))
+        return self._noted(request, "peer.revoke", await self._mesh.revoke(who_of(request)))
 
     async def trust(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._mesh.trust(who_of(request)))
+        return self._noted(request, "peer.trust", await self._mesh.trust(who_of(request)))
+
+    def _noted(self, request: web.Request, action: str, answer: dict[str, Any], detail: str = "") -> web.Response:
+        """The answer, which names whom it is about: for the audit log as well."""
+        self._note(request, action, str(answer.get("name") or answer.get("id") or ""), detail)
+        return web.json_response(answer)
+
+    def _note(self, request: web.Request, action: str, target: str, detail: str = "") -> None:
+        note(self._services, AuditNote(action=action, caller=request[CALLER], target=target, detail=detail))
 
     @property
     def _mesh(self) -> MeshFacet:

@@ -172,7 +172,7 @@ def doubted(caller: Caller) -> Caller:
     who = Principal(key_id=caller.key_id, user_id=caller.user_id, role=caller.role, scopes=caller.scopes)
     return replace(
         caller,
-        key_id="unconfirmed" if is_person else caller.key_id,
+        key_id=guards.UNCONFIRMED if is_person else caller.key_id,
         key_name="a machine that waits to be confirmed" if is_person else caller.key_name,
         role=None,
         scopes=guards.scopes_of(who) - {"cloud"},

@@ -27,6 +27,7 @@ from inference.openai.fields import Fields, bad_value, missing, not_one_of, wron
 from mesh.accounts.book import FIRST_KEY, KEY, Book, moment, number_of, text_of, texts_of
 from mesh.accounts.errors import NoSuchAccount, NotAllowed, not_vouched
 from mesh.accounts.limits import Quota
+from web.guards import UNCONFIRMED
 from web.services import Caller, Principal, Recording
 
 SCOPES = ("inference", "cloud", "metrics", "admin:read", "admin")
@@ -302,6 +303,8 @@ def _recording(value: Any) -> str | None:
 def _check_giver(scopes: Collection[str], caller: Caller) -> None:
     """Raises NotAllowed when a key makes, changes or deletes one of an administrator's, or one for clouds that it may
     not use itself."""
+    if caller.key_id == UNCONFIRMED and not SCOPES_OF_ANYBODY.issuperset(scopes):
+        raise not_vouched("gives keys for inference only")
     if SCOPES_OF_PEOPLE & set(scopes) and not is_person(caller):
         raise NotAllowed(
             "Keys that see or change administration are made, changed and deleted by a person: log in as an "

@@ -20,6 +20,7 @@ from mesh.accounts.book import USER, Book, moment, number_of, text_of
 from mesh.accounts.errors import BadLogin, NoSuchAccount, NotAllowed, not_vouched
 from mesh.accounts.keys import is_person
 from mesh.accounts.passwords import BYTES_MAX, Passwords, checked_password
+from web.guards import UNCONFIRMED
 from web.services import Caller, Role
 
 USERS_MAX = 1000
@@ -235,6 +236,8 @@ def folded(username: str) -> str:
 
 def require_person(caller: Caller) -> None:
     """Raises NotAllowed for a key: one that leaked must not make itself permanent."""
+    if caller.key_id == UNCONFIRMED:
+        raise not_vouched("makes and changes no users")
     if not is_person(caller):
         raise NotAllowed(
             "Users are managed by a person: log in as an administrator, or use `llm-router users` on a machine of "

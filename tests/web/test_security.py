@@ -16,6 +16,7 @@ from aiohttp import web
 from mesh.accounts.accounts import Accounts
 from tests.fixtures.managed import Managed
 from tests.fixtures.peer_accounts import PASSWORD, PERSON, peer_accounts
+from tests.fixtures.scripted_mesh import LINE
 from tests.web.test_passing import Elsewhere
 from web.app import route_table
 from web.guards import SCOPES
@@ -77,7 +78,8 @@ async def test_a_machine_that_nobody_confirmed_makes_no_administrator_by_a_calle
 ) -> None:
     bob = {"username": "bob", "password": PASSWORD, "role": "admin"}
     async with peer_port(accounts, confirmed=False) as ask:
-        assert (await ask("POST", "/api/users", bob, caller))[0] == 403
+        status, answer = await ask("POST", "/api/users", bob, caller)
+        assert status == 403 and "open door" in answer["error"]
         for scope in ("admin", "admin:read", "cloud"):
             assert (await ask("POST", "/api/api-keys", {"name": "x", "scopes": [scope]}, caller))[0] == 403
         assert (await ask("POST", "/api/api-keys", {"name": "x"}, caller))[0] == 201
@@ -252,3 +254,38 @@ async def test_what_a_foreign_page_loads_is_not_from_this_machine(peer: Any, sit
         assert (await peer.ask("GET", path, sec_fetch_site="none"))[0] == 200
     for path in ("/", "/dashboard"):  # a link to it may stand anywhere
         assert (await peer.ask("GET", path, sec_fetch_site=site, sec_fetch_mode="navigate"))[0] in (200, 302)
+
+
+# -- what is done to the mesh is written down
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "action", "target"),
+    [
+        ("/api/mesh/door", {"minutes": 5}, "mesh.door", ""),
+        ("/api/mesh/approve", {"who": "481920"}, "peer.approve", "cellar"),
+        ("/api/mesh/deny", {"who": "r1"}, "peer.deny", "cellar"),
+        ("/api/mesh/invite", {}, "mesh.invite", ""),
+        ("/api/mesh/join", {"to": LINE}, "mesh.join", ""),
+        ("/api/mesh/leave", None, "mesh.leave", "tower"),
+        ("/api/mesh/peers/attic/rename", {"name": "loft"}, "peer.rename", "loft"),
+        ("/api/mesh/peers/attic/revoke", None, "peer.revoke", "attic"),
+        ("/api/mesh/peers/kitchen/trust", None, "peer.trust", "kitchen"),
+    ],
+)
+async def test_who_governs_the_mesh_is_in_the_audit_log(path: str, body: Any, action: str, target: str) -> None:
+    managed = Managed()
+    listener = Listener(managed.services(TOKEN), [("127.0.0.1", 0)])
+    await listener.start()
+    try:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}", headers=headers) as session,
+            session.post(path, json=body) as answer,
+        ):
+            assert answer.status < 300, await answer.text()
+    finally:
+        await listener.close(0)
+    (note,) = managed.notes
+    assert (note.action, note.target, note.caller.key_id) == (action, target, "control")
+    assert "secret" not in repr(note)  # the line of an invitation holds one
