@@ -13,7 +13,6 @@ that all of these but the change of a password are answered by the peer that is 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from web.guards import COOKIE
 from web.route import Answer, Operation
 from web.services import AccountsFacet, AuditNote, Caller, Login, Services, Spending
 from web.shapes import Many, Text, checked
+from web.sparing import Sparing
 
 FAILURES_NOTED_MAX = 30
 FAILURES_NOTED_S = 60.0
@@ -47,7 +47,7 @@ class AuthRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._failures = _Failures()
+        self._failures = Sparing()
 
     async def login(self, request: web.Request) -> web.Response:
         accounts, caller = accounts_of(self._services), request[CALLER]
@@ -118,7 +118,9 @@ class AuthRoutes:
 
     def _note_failure(self, accounts: AccountsFacet, caller: Caller, username: str, error: InferenceError) -> None:
         """What was typed is noted only if it is a user's name: people type passwords into the wrong field."""
-        if error.status not in (401, 429) or not (missed := self._failures.may_note()):
+        if error.status not in (401, 429) or not (
+            missed := self._failures.may_note(FAILURES_NOTED_MAX, FAILURES_NOTED_S)
+        ):
             return
         name = username.strip().casefold()
         known = next((user["username"] for user in accounts.users() if user["username"].casefold() == name), None)
@@ -128,27 +130,6 @@ class AuthRoutes:
 
     async def _body(self, request: web.Request, shape: type[Any]) -> dict[str, Any]:
         return await small_body(request, self._services, shape)
-
-
-class _Failures:
-    """How many wrong logins were noted lately."""
-
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._noted = 0
-        self._missed = 0
-
-    def may_note(self) -> int:
-        """0: not this one; else how many this note stands for."""
-        now = asyncio.get_running_loop().time()
-        if now - self._since >= FAILURES_NOTED_S:
-            self._since, self._noted = now, 0
-        self._missed += 1
-        if self._noted >= FAILURES_NOTED_MAX:
-            return 0
-        self._noted += 1
-        missed, self._missed = self._missed, 0
-        return missed
 
 
 def accounts_of(services: Services) -> AccountsFacet:

@@ -21,6 +21,7 @@ from web.errors import HttpRefusal, error_response
 from web.guards import Admission, Policy
 from web.inflight import InFlight
 from web.services import Caller, Principal, Services
+from web.sparing import Sparing
 from web.watch import RECHECK, Recheck, Watch
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,10 @@ DEADLINE_S_MAX = 86_400.0
 STATUS_CLIENT_LEFT = 499
 # Asked every few seconds by machines; nobody wants to read about it.
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
+STRANGERS_LOGGED_MAX = 600
+STRANGERS_LOGGED_S = 60.0
+"""So many requests a minute of callers that nobody knows are logged one by one: whoever sends them all day must not
+fill the disk. Those who may use the peer are logged each time."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -70,6 +75,7 @@ class Border:
         self._services = services
         self._in_flight = in_flight
         self._policies = policies
+        self._strangers = Sparing()
         accounts = services.accounts
         self._secrets = guards.NOBODYS
         self._watch: Watch | None = None
@@ -149,6 +155,13 @@ class Border:
             "ip": request.remote,
             "request": request[REQUEST_ID],
         }
+        caller = request.get(CALLER)
+        if caller is None or not caller.scopes:
+            stands_for = self._strangers.may_note(STRANGERS_LOGGED_MAX, STRANGERS_LOGGED_S)
+            if stands_for == 0:
+                return
+            if stands_for > 1:
+                fields["not_logged"] = stands_for - 1
         _access_log.log(logging.DEBUG if route in _PROBES else logging.INFO, "request answered", extra=fields)
 
 

@@ -18,6 +18,7 @@ from tests.fixtures.managed import Managed
 from tests.fixtures.peer_accounts import PASSWORD, PERSON, peer_accounts
 from tests.fixtures.scripted_mesh import LINE
 from tests.web.test_passing import Elsewhere
+from web import border
 from web.app import route_table
 from web.guards import SCOPES
 from web.hop import CONTEXT_HEADER
@@ -289,3 +290,24 @@ async def test_who_governs_the_mesh_is_in_the_audit_log(path: str, body: Any, ac
     (note,) = managed.notes
     assert (note.action, note.target, note.caller.key_id) == (action, target, "control")
     assert "secret" not in repr(note)  # the line of an invitation holds one
+
+
+# -- what anybody may make this peer keep
+
+
+async def test_callers_that_nobody_knows_do_not_fill_the_log(
+    peer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "web.access")
+    monkeypatch.setattr(border, "STRANGERS_LOGGED_MAX", 3)
+    for path in ("/api/users", "/nothing", "/", "/dashboard", "/api/auth/setup", "/v1/models"):
+        await peer.ask("GET", path, via="1.1 lan")
+        await peer.ask("GET", path, host="evil.example")
+        await peer.ask("GET", path, via="1.1 lan", authorization="Bearer wrong")
+    assert len(caplog.records) == 3
+    await peer.ask("GET", "/v1/models")  # who may use it is logged each time
+    await peer.ask("GET", "/v1/models")
+    assert len(caplog.records) == 5
+    monkeypatch.setattr(border, "STRANGERS_LOGGED_S", 0.0)
+    await peer.ask("GET", "/nothing")
+    assert caplog.records[-1].__dict__["not_logged"] == 15
