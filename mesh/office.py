@@ -388,7 +388,7 @@ class Office:
         return agent.me == min([agent.me, *here])
 
     async def _caught_up(self, version: str) -> None:
-        await self._keeping.admin.reached(version, 1.0)
+        await self._keeping.admin.reached(version, 1.0, teller=self.coordinator() or "")
 
     def _admin_changed(self, keys: frozenset[str]) -> None:
         self._peering.agent.pinned_is(self._keeping.live.pinned)

@@ -31,6 +31,7 @@ UNCONFIRMED = "unconfirmed"
 """The id under which the command line, or a login, counts of a machine that came by the open door and that nobody
 confirmed."""
 COOKIE = "llm_router_session"
+KEY_PREFIX = "sk-mesh-"
 NO_KEY = "loopback-needs-no-key"
 """What `llm-router env` gives to programs that insist on a key: it is none, and counts as none."""
 SCOPES = frozenset({"inference", "cloud", "metrics", "admin:read", "admin"})
@@ -217,6 +218,8 @@ def _principal(request: Request, access: Access, secrets: Secrets, *, is_local: 
             return Principal(key_id=CONTROL, scopes=SCOPES)
         found = secrets.of_session(secret) if secret.count(".") == 2 else secrets.of_key(secret)
         if found is None:
+            if not _is_of_ours(secret) and (access.open_to_lan or (is_local and access.loopback == "open")):
+                return None
             raise _wrong(f"Incorrect API key provided. {_ABOUT_KEYS}")
         if found.refusal is not None:
             raise _wrong(f"{found.refusal}.")
@@ -230,6 +233,12 @@ def _principal(request: Request, access: Access, secrets: Secrets, *, is_local: 
     if request.method not in ("GET", "HEAD"):
         _check_page(request, found)
     return found
+
+
+def _is_of_ours(secret: str) -> bool:
+    """Whether it could be a key or a login of a mesh, perhaps one that is over. Where none is needed any other text is
+    what a client sends that insists on a key: `none`, `ollama`, `sk-no-key-required`."""
+    return secret.startswith(KEY_PREFIX) or secret.count(".") == 2
 
 
 def offered_secret(headers: Mapping[str, str]) -> str | None:

@@ -147,7 +147,7 @@ async def test_an_open_listener_answers_inference_only(start: Any) -> None:
     surface = await start(access=Access(hosts=frozenset(), open_to_lan=True))
     for header in ({}, {"authorization": "Bearer loopback-needs-no-key"}):  # clients that insist on a key send that
         assert (await surface.ask("GET", "/v1/models", via="1.1 proxy", **header))[0] == 200
-    assert (await surface.ask("GET", "/v1/models", via="1.1 proxy", authorization="Bearer sk-any"))[0] == 401
+    assert (await surface.ask("GET", "/v1/models", via="1.1 proxy", authorization="Bearer sk-mesh-any"))[0] == 401
     assert (await surface.ask("GET", "/api/status", via="1.1 proxy"))[0] == 401
 
 

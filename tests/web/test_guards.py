@@ -278,7 +278,22 @@ def test_a_secret_opens_what_its_scopes_say_wherever_it_is_shown(secret: str, po
         assert status_of(request(ip=ip, **header), policy) == (200 if is_allowed else 403)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("secret", ["sk-wrong", "wrong.session.token", "sk-expired", "' OR 1=1 --", "é", "k" * 10_000])
+@pytest.mark.parametrize("secret", ["none", "sk-no-key-required", "ollama", "' OR 1=1 --", "é", "k" * 10_000])
+def test_what_no_mesh_gave_out_counts_as_no_key_where_none_is_needed_and_is_401_elsewhere(secret: str) -> None:
+    """Many clients insist on a key, and come with one of their own."""
+    is_open = Access(hosts=frozenset(), open_to_lan=True, control_token=TOKEN)
+    closed = Access(hosts=frozenset(), loopback="key", control_token=TOKEN)
+    shown = {"authorization": f"Bearer {secret}"}
+    assert status_of(request(ip="127.0.0.1", **shown), Policy.INFERENCE) == 200  # type: ignore[arg-type]
+    assert status_of(request(ip="127.0.0.1", **shown), Policy.ADMIN) == 401  # type: ignore[arg-type]
+    assert status_of(request(ip=LAN, **shown), Policy.INFERENCE, is_open) == 200  # type: ignore[arg-type]
+    assert status_of(request(ip=LAN, **shown), Policy.LOCAL, is_open) == 401  # type: ignore[arg-type]
+    for ip, access in ((LAN, ACCESS), ("127.0.0.1", closed)):
+        refusal = refused(request(ip=ip, **shown), Policy.INFERENCE, access)  # type: ignore[arg-type]
+        assert (refusal.status, refusal.code) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("secret", ["sk-mesh-wrong", "wrong.session.token", "sk-expired", "sk-mesh-' OR 1=1 --"])
 @pytest.mark.parametrize("access", [ACCESS, Access(hosts=frozenset(), open_to_lan=True, control_token=TOKEN)])
 @pytest.mark.parametrize("ip", ["127.0.0.1", LAN])
 def test_a_wrong_secret_is_401_even_where_none_is_needed(secret: str, access: Access, ip: str) -> None:

@@ -175,7 +175,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
     book = MemoryBook()
     identity = Identity.generate()
     accounts = peer_accounts(tmp_path, book=book, identity=identity)
-    secrets, csrf = {"control token": TOKEN, "control token, elsewhere": TOKEN, "garbage": "garbage"}, {}
+    secrets, csrf = {"control token": TOKEN, "control token, elsewhere": TOKEN, "garbage": "sk-mesh-garbage"}, {}
     scopes = {"cloud": ["cloud"], "inference": ["inference"], "metrics": ["metrics"], "reading": ["admin:read"]}
     for name, given in (scopes | {"admin": ["admin"], "expired": ["admin"], "revoked": ["admin"]}).items():
         made = await accounts.keys.create({"name": name, "scopes": given}, PERSON)

@@ -186,11 +186,17 @@ async def test_during_an_election_the_answer_is_503_and_when_to_ask_again(method
 
 async def test_nobody_is_asked_for_a_caller_that_the_guards_refuse() -> None:
     async with ingress() as peer:
-        for method, path in (("GET", RECORDS), ("POST", f"/api/agents/{SERVER}/enable"), ("GET", "/api/agents/attic/logs")):
+        for method, path in (
+            ("GET", RECORDS),
+            ("POST", f"/api/agents/{SERVER}/enable"),
+            ("GET", "/api/agents/attic/logs"),
+        ):
             for headers in ({}, {"Authorization": "Bearer guessed"}, ADMIN | {"Via": "1.1 proxy"}):
                 status, answer, _ = await peer.ask(method, path, headers=headers)
                 assert (status, list(answer)) == (401, ["error"])
-        status, _, _ = await peer.ask("POST", f"/api/agents/{SERVER}/enable", headers=ADMIN | {"Origin": "http://evil.test"})
+        status, _, _ = await peer.ask(
+            "POST", f"/api/agents/{SERVER}/enable", headers=ADMIN | {"Origin": "http://evil.test"}
+        )
         assert status == 403
         assert peer.elsewhere.passed == []
 
@@ -384,7 +390,11 @@ async def test_the_owner_answers_with_its_own_handlers_and_says_how_far_its_stat
 async def test_who_is_not_the_owner_says_503_and_asks_nobody_else() -> None:
     async with port() as peer:
         peer.passing.is_owner = False
-        for method, path in (("GET", RECORDS), ("POST", f"/api/nodes/{SERVER}/enable"), ("GET", "/api/agents/attic/logs")):
+        for method, path in (
+            ("GET", RECORDS),
+            ("POST", f"/api/nodes/{SERVER}/enable"),
+            ("GET", "/api/agents/attic/logs"),
+        ):
             status, answer, headers = await peer.ask(method, path)
             assert (status, list(answer), headers["retry-after"]) == (503, ["error"], "1")
         assert (peer.managed.asked, peer.passing.passed) == ([], [])
