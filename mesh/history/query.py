@@ -237,15 +237,20 @@ class HistoryQuery:
         return found
 
     async def _search(self, filters: Filters, meant: Where, as_of: AsOf) -> Found:
-        places, total, back_to_ms = array("q"), 0, None
+        places, total, back_to_ms, reached_ms = array("q"), 0, None, meant.to_ms
         ends = self._clock() + SEARCH_S
         async with contextlib.aclosing(search.pieces(self._store.reading, meant, as_of, filters.text)) as pieces:
-            async for piece in pieces:
-                total += len(piece.places)
-                places.extend(piece.places[: FOUND_MAX - len(places)])
-                if self._clock() >= ends and piece.at:
-                    back_to_ms = piece.at
-                    break
+            try:
+                async with asyncio.timeout(SEARCH_S):  # one piece alone may take minutes: bodies and texts are long
+                    async for piece in pieces:
+                        total += len(piece.places)
+                        places.extend(piece.places[: FOUND_MAX - len(places)])
+                        reached_ms = piece.at
+                        if self._clock() >= ends and piece.at:
+                            back_to_ms = piece.at
+                            break
+            except TimeoutError:
+                back_to_ms = reached_ms
         return Found(places=places, total=total, back_to_ms=back_to_ms, ended=self._clock())
 
     @contextlib.asynccontextmanager

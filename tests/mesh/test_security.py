@@ -25,8 +25,12 @@ from mesh.accounts.sessions import Sessions
 from mesh.admin.admin import Admin
 from mesh.admin.clock import NEVER, Clock
 from mesh.admin.rows import ENDED, Row, signed, written
+from mesh.history import query
+from mesh.history.query import HistoryQuery
+from mesh.history.store import HistoryStore
 from mesh.secret import Secret
 from tests.fixtures.peer_accounts import PASSWORD, PERSON, peer_accounts
+from tests.fixtures.recorded import ATTIC, NOW_MS, end, mesh_of, start
 from tests.mesh.admin.house import EPOCH_MS, MemoryStore, who
 from web.services import Caller
 
@@ -283,3 +287,22 @@ async def test_an_ending_that_was_captured_ends_nothing_again(attic: Machine) ->
     assert await attic.hears(*old) == 0
     found = attic.accounts.keys.of_secret(made["key"])
     assert found is not None and found.refusal is not None
+
+
+# -- what whoever may look makes this machine do
+
+
+async def test_a_search_that_is_made_to_be_slow_ends_in_time_and_says_how_far_it_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long texts of one letter, and a search for nearly the same: a second for each body, and 4,096 to a piece."""
+    monkeypatch.setattr(query, "SEARCH_S", 0.2)
+    store = await HistoryStore.open(tmp_path / "router.db", ATTIC)
+    for number in range(12):
+        await store.append([start(str(number), NOW_MS - number, "a" * 500_000), end(str(number), NOW_MS)])
+    history = HistoryQuery(store, mesh_of(store), now_ms=lambda: NOW_MS)
+    answer = await history.records({"q": "a" * 999 + "b"})
+    assert (answer["records"], answer["total_count"]) == ([], 0)
+    assert answer["searched_back_to"].startswith("20")
+    assert (await history.records({}))["total_count"] == 12  # its place is free again
+    await store.close()
