@@ -73,6 +73,7 @@ class Policy(enum.Enum):
     METRICS = "this machine, a key for metrics, or a login as admin"
     VIEW = "a login, a key that may read admin state, or the control token"
     ADMIN = "a login as admin, a key that may do everything, or the control token"
+    PERSON = "a login as admin, or the control token: no key, for one that leaked must not make itself permanent"
     AGENT = "a registered server with its token, which the handler checks"
     SELF = "a login"
     CONTROL = "the control token, on this machine"
@@ -196,6 +197,8 @@ def permits(policy: Policy, principal: Principal | None, scopes: frozenset[str],
             return "admin:read" in scopes
         case Policy.ADMIN:
             return "admin" in scopes
+        case Policy.PERSON:
+            return principal is not None and (principal.role == "admin" or principal.key_id == CONTROL)
         case Policy.SELF:
             return principal is not None and (principal.user_id is not None or principal.key_id == CONTROL)
         case Policy.CONTROL:
@@ -354,6 +357,8 @@ def _unauthorized(policy: Policy) -> HttpRefusal:
             message = "This is for the llm-router command on the peer's own machine."
         case Policy.SELF:
             message = "You are not logged in."
+        case Policy.PERSON:
+            message = "This needs a login as admin, or the llm-router command on a machine of the mesh."
         case Policy.ADMIN | Policy.VIEW:
             scope = "admin" if policy is Policy.ADMIN else "admin:read"
             message = (
@@ -372,6 +377,7 @@ def _forbidden(policy: Policy) -> HttpRefusal:
         Policy.METRICS: "an API key with the scope 'metrics'",
         Policy.VIEW: "a login, or an API key with the scope 'admin:read'",
         Policy.ADMIN: "a login as admin, or an API key with the scope 'admin'",
+        Policy.PERSON: "a login as admin, or the llm-router command: an API key lets no machine in",
         Policy.SELF: "a login; an API key is none",
         Policy.CONTROL: "the llm-router command on the peer's own machine",
     }[policy]

@@ -37,6 +37,7 @@ _SECURITY: dict[Policy, list[dict[str, list[str]]]] = {
     Policy.METRICS: [*_KEYS, *_LOGIN],
     Policy.VIEW: [*_KEYS, *_LOGIN],
     Policy.ADMIN: [*_KEYS, *_LOGIN],
+    Policy.PERSON: [{"key": []}, *_LOGIN],
     Policy.AGENT: [{"agent-token": []}, {"key": []}],
     Policy.SELF: [{"key": []}, *_LOGIN],
     Policy.CONTROL: [{"control": []}],

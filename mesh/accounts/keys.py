@@ -2,7 +2,8 @@
 
     inference     make tokens on the machines of the mesh        cloud       and in clouds, which costs money
     metrics       read /metrics                                  admin:read  see what the dashboard shows, history too
-    admin         everything but what only a person may: users, and keys with the scopes `admin` and `admin:read`
+    admin         everything but what only a person may: users, keys with the scopes `admin` and `admin:read`, and
+                  letting machines in
 
 A key that leaks must not be able to make itself permanent: so no key makes users or keys of administrators. `admin`
 contains the other scopes. There is no cache: a deleted key is no key from the next request on.

@@ -263,7 +263,7 @@ ALLOWED = {
     "sk-metrics": {Policy.METRICS, Policy.LOCAL},
     "sk-read": {Policy.VIEW, Policy.LOCAL},
     "sk-admin": {Policy.INFERENCE, Policy.METRICS, Policy.VIEW, Policy.ADMIN, Policy.LOCAL},
-    "admin.s.t": {Policy.INFERENCE, Policy.METRICS, Policy.VIEW, Policy.ADMIN, Policy.LOCAL, Policy.SELF},
+    "admin.s.t": set(Policy) - {Policy.CONTROL, Policy.PUBLIC, Policy.AGENT},
     "viewer.s.t": {Policy.VIEW, Policy.LOCAL, Policy.SELF},
 }
 
