@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gossip.identity import Identity, short
+from gossip.identity import Identity, PeerId, short
 from gossip.roster import Roster
 from inference.errors import InvalidRequest
 from mesh.admin.clock import AHEAD_MS_MAX, MS_MAX, NEVER, Clock
@@ -111,6 +111,11 @@ class Admin:
             return None
         value = json.loads(row.value)
         return value if isinstance(value, dict) else {"reason": value}
+
+    def author(self, key: str, field: str) -> PeerId | None:
+        """Who wrote that field last, or answers for who did; None when there is none."""
+        row = self.replica.map.fields(key).get(field)
+        return row.author if row is not None else None
 
     def is_vouched(self, key: str) -> bool:
         """True if nobody wrote on it who came by the open door and whom nobody confirmed: such a machine says nothing

@@ -21,6 +21,8 @@ from mesh.adopted.standing import AGENTS, Sight, Standing, news_in, seen, togeth
 log = logging.getLogger(__name__)
 
 ID_PREFIX_MIN = 6
+WHERE = ("via", "scheme", "host", "port", "address")
+"""Fields of the admin map that say where a server is."""
 COORDINATORS_MAX = 4
 """Former ones, whose last word on a server counts until the present one has spoken."""
 SOURCES_MAX = 512
@@ -32,6 +34,8 @@ class AdminMap(Protocol):
     def get(self, key: str) -> dict[str, Any] | None: ...
 
     def keys(self, prefix: str) -> list[str]: ...
+
+    def author(self, key: str, field: str) -> str | None: ...
 
     async def put(self, key: str, fields: Mapping[str, Any]) -> object: ...
 
@@ -141,6 +145,11 @@ class Agents:
             known = self._told[peer] = (fact.version, news_in(fact.value, fact.received_at))
         return known[1].get(agent.id)
 
+    def _is_its_word(self, agent: Agent) -> bool:
+        """Of what only one peer can reach, its own loopback, that peer alone says where it is: nobody else may make it
+        knock at its own ports."""
+        return all(self._admin.author(agent.key, name) == agent.via for name in WHERE)
+
     def _changed(self, keys: frozenset[str]) -> None:
         for key in sorted(keys):
             if not key.startswith(PREFIX):
@@ -148,6 +157,8 @@ class Agents:
             agent_id = key.removeprefix(PREFIX)
             fields = self._admin.get(key)
             agent = None if fields is None else agent_in(key, fields)
+            if agent is not None and agent.via and not self._is_its_word(agent):
+                agent = None
             if fields is not None and agent is None:
                 log.debug("a registered server in the admin map is none", extra={"key": key})
             before = self._agents.pop(agent_id, None)

@@ -25,6 +25,7 @@ from mesh.accounts.sessions import Sessions
 from mesh.admin.admin import Admin
 from mesh.admin.clock import NEVER, Clock
 from mesh.admin.rows import ENDED, Row, signed, written
+from mesh.adopted.agents import Agents
 from mesh.history import query
 from mesh.history.query import HistoryQuery
 from mesh.history.store import HistoryStore
@@ -306,3 +307,38 @@ async def test_a_search_that_is_made_to_be_slow_ends_in_time_and_says_how_far_it
     assert answer["searched_back_to"].startswith("20")
     assert (await history.records({}))["total_count"] == 12  # its place is free again
     await store.close()
+
+
+def forged_server(via: str, host: str = "127.0.0.1", port: int = 11434) -> dict[str, Any]:
+    return {
+        "machine_name": "x",
+        "ip_address": host,
+        "runtime_port": port,
+        "scheme": "http",
+        "host": host,
+        "port": port,
+        "address": host,
+        "registered_at": 1.0,
+        "token_hash": "0" * 64,
+        "via": via,
+        "models": [["m", "m", False]],
+    }
+
+
+async def test_nobody_makes_another_machine_knock_at_its_own_ports(attic: Machine) -> None:
+    """What listens on loopback only, as Ollama does, and the peer itself, which asks no key of its own machine."""
+    a, d = who("a").peer_id, who("d").peer_id
+    agents = Agents(me=a, admin=attic.admin, coordinator=lambda: a)
+    server = "agent/3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+    await attic.hears(*rows_by("d", attic.roster, server, forged_server(via=a)))
+    assert list(agents) == []
+    ours = server[:-1] + "2"
+    await attic.admin.put(ours, forged_server(via=a))
+    assert [agent.port for agent in agents] == [11434]
+    await attic.hears(*rows_by("d", attic.roster, ours, {"custom_name": "loft"}, EPOCH_MS + 1000))
+    assert [agent.name for agent in agents] == ["loft"]  # what it is called anybody may say
+    await attic.hears(*rows_by("d", attic.roster, ours, {"port": 8080}, EPOCH_MS + 1000))
+    assert list(agents) == []
+    theirs = server[:-1] + "3"
+    await attic.hears(*rows_by("d", attic.roster, theirs, forged_server(via=d)))
+    assert [agent.via for agent in agents] == [d]  # its own loopback is its own business
