@@ -122,13 +122,12 @@ export class Entry {
 
   // -- claiming
 
-  /** Machines that were there from the beginning are ticked; whoever comes while the form is open is not. */
+  /** No machine is ticked before a person does it: anybody on the network may have come in. Late ones are marked. */
   learn(machines) {
     const before = this.machines;
     const isLate = (id) => before !== null && before.find((machine) => machine.id === id)?.isLate !== false;
     const named = machines.map((machine) => ({ id: String(machine.id), name: String(machine.name) }));
     this.machines = named.map((machine) => ({ ...machine, isLate: isLate(machine.id) }));
-    if (before === null) this.ticked = new Set(this.machines.map((machine) => machine.id));
     this.showYours();
   }
 
