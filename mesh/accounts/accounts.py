@@ -241,7 +241,8 @@ class Accounts:
     @asynccontextmanager
     async def _trying(self, username: str, ip: str) -> AsyncIterator[None]:
         """A password is tried in the block; the try counts unless it was right, or nobody could look."""
-        names = (f"user {folded(username)[:64]}", by_address(ip))
+        name, address = f"user {folded(username)[:64]}", by_address(ip)
+        names = self._tries.names(name, address)
         if wait_s := self._tries.begin(names, self._clock()):
             raise TooManyTries(f"Too many wrong passwords; try again in {wait_s} s.", retry_after_s=wait_s)
         try:
@@ -250,6 +251,7 @@ class Accounts:
             self._tries.was_right(names)
             raise
         self._tries.was_right(names)
+        self._tries.was_good(name, address)
 
     def _session_of(self, user: Mapping[str, Any]) -> Login:
         issued = self.sessions.issue(user["id"], user["username"], user["role"])

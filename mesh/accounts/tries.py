@@ -2,6 +2,9 @@
 
 A try counts when it begins, so that a hundred at once are not one; it is given back when it was right. IPv6 addresses
 count by /64, which is what one household or one machine has.
+
+Tries count for the address and for the name that is tried, or five machines would have five times as many. But then
+whoever guesses keeps the user out as well: so where that name was right before, only the address counts.
 """
 
 from __future__ import annotations
@@ -16,11 +19,27 @@ NAMES_MAX = 4096
 """Whoever tries from so many addresses or for so many names pushes out the oldest ones; the hash still takes time."""
 
 
+GOOD_MAX = 1024
+"""Places where a name was right that are remembered."""
+
+
 class Tries:
     """Those of the last minute, by who tries and for whom. `now` is monotonic seconds."""
 
     def __init__(self) -> None:
         self._tries: OrderedDict[str, deque[float]] = OrderedDict()
+        self._good: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def names(self, name: str, address: str) -> tuple[str, ...]:
+        """What a try for that name from that address counts for (`by_address`)."""
+        return (address,) if (name, address) in self._good else (name, address)
+
+    def was_good(self, name: str, address: str) -> None:
+        """Somebody proved there to be that name."""
+        self._good[name, address] = None
+        self._good.move_to_end((name, address))
+        if len(self._good) > GOOD_MAX:
+            self._good.popitem(last=False)
 
     def begin(self, names: tuple[str, ...], now: float) -> int:
         """0 when the try may go, and counts it for each of `names`; else in how many seconds the next one may."""

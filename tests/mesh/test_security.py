@@ -19,7 +19,7 @@ import pytest
 from gossip.roster import Roster
 from mesh.accounts.accounts import Accounts
 from mesh.accounts.book import CLAIMED, KEY, USER
-from mesh.accounts.errors import BadLogin, NotAllowed
+from mesh.accounts.errors import BadLogin, NotAllowed, TooManyTries
 from mesh.accounts.passwords import Passwords
 from mesh.accounts.sessions import Sessions
 from mesh.admin.admin import Admin
@@ -342,3 +342,21 @@ async def test_nobody_makes_another_machine_knock_at_its_own_ports(attic: Machin
     theirs = server[:-1] + "3"
     await attic.hears(*rows_by("d", attic.roster, theirs, forged_server(via=d)))
     assert [agent.via for agent in agents] == [d]  # its own loopback is its own business
+
+
+async def test_who_guesses_a_password_keeps_nobody_out_who_was_in_from_where_he_is(attic: Machine) -> None:
+    accounts = attic.accounts
+    await accounts.users.create({"username": "anna", "password": PASSWORD, "role": "admin"}, PERSON)
+    await accounts.login("anna", PASSWORD, LAN)
+    for ip in ("10.0.0.66", "10.0.0.67"):
+        for _ in range(6):
+            with pytest.raises((BadLogin, TooManyTries)):
+                await accounts.login("ANNA", "wrong password", Caller(ip=ip))
+    with pytest.raises(TooManyTries):
+        await accounts.login("anna", PASSWORD, Caller(ip="10.0.0.68"))
+    await accounts.login("Anna", PASSWORD, LAN)
+    for _ in range(5):  # and yet who sits there has five tries like everybody else
+        with pytest.raises(BadLogin):
+            await accounts.login("anna", "wrong password", LAN)
+    with pytest.raises(TooManyTries):
+        await accounts.login("anna", PASSWORD, LAN)

@@ -65,3 +65,12 @@ def test_however_many_names_come_memory_is_bounded() -> None:
 )
 def test_an_ipv6_network_counts_as_one_address(one: str, other: str, is_same: bool) -> None:
     assert (by_address(one) == by_address(other)) is is_same
+
+
+def test_however_many_places_are_good_memory_is_bounded() -> None:
+    tries = Tries()
+    for number in range(5000):
+        tries.was_good("user anna", f"ip {number}")
+    assert tries.names("user anna", "ip 4999") == ("ip 4999",)
+    assert tries.names("user anna", "ip 1") == ("user anna", "ip 1")
+    assert tries.names("user otto", "ip 4999") == ("user otto", "ip 4999")
