@@ -299,6 +299,8 @@ class Office:
             if member.added_by == me and peer != me:
                 detail = f"{member.state}, via {member.via}"
                 self.audit(AuditNote(action="peer.join", caller=Caller(ip=""), target=member.name, detail=detail))
+        for peer in self._members - roster.members.keys():
+            self.accounts.left(peer)
         self._members = frozenset(roster.members)
 
     def moved(self, how: Move) -> None:

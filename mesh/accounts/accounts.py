@@ -230,6 +230,10 @@ class Accounts:
         """What another peer told."""
         self._ledger.heard(peer, data, self._clock(), self._now_s())
 
+    def left(self, peer: str) -> None:
+        """That peer is no member any more."""
+        self._ledger.forget(peer)
+
     # -- how
 
     def _changed(self, keys: frozenset[str]) -> None:

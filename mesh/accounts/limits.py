@@ -227,6 +227,11 @@ class Ledger:
                 if each.key_id in days or len(days) < _KEYS_OF_A_PEER_MAX:
                     days[each.key_id] = each.day_tokens
 
+    def forget(self, peer: str) -> None:
+        """It is no member any more: what it told of the keys, true or not, limits nobody."""
+        self._told.pop(peer, None)
+        self._days.pop(peer, None)
+
     # -- what a restart should not forget
 
     def saved(self) -> tuple[int, dict[str, int]]:

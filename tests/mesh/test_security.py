@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from gossip.codec import pack
 from gossip.roster import Roster
 from mesh.accounts.accounts import Accounts
 from mesh.accounts.book import CLAIMED, KEY, USER
 from mesh.accounts.errors import BadLogin, NotAllowed, TooManyTries
+from mesh.accounts.limits import KeyUse, Use
 from mesh.accounts.passwords import Passwords
 from mesh.accounts.sessions import Sessions
 from mesh.admin.admin import Admin
@@ -30,9 +32,10 @@ from mesh.history import query
 from mesh.history.query import HistoryQuery
 from mesh.history.store import HistoryStore
 from mesh.secret import Secret
-from tests.fixtures.peer_accounts import PASSWORD, PERSON, peer_accounts
+from tests.fixtures.peer_accounts import NOW, PASSWORD, PERSON, peer_accounts
 from tests.fixtures.recorded import ATTIC, NOW_MS, end, mesh_of, start
 from tests.mesh.admin.house import EPOCH_MS, MemoryStore, who
+from web.errors import HttpRefusal
 from web.services import Caller
 
 LAN = Caller(ip="10.0.0.9")
@@ -360,3 +363,16 @@ async def test_who_guesses_a_password_keeps_nobody_out_who_was_in_from_where_he_
             await accounts.login("anna", "wrong password", LAN)
     with pytest.raises(TooManyTries):
         await accounts.login("anna", PASSWORD, LAN)
+
+
+async def test_what_a_machine_told_of_the_limits_limits_nobody_once_it_is_out(attic: Machine) -> None:
+    """A guest may say that a key's tokens are used up: until somebody puts it out."""
+    accounts = attic.accounts
+    made = await accounts.keys.create({"name": "x", "tokens_per_day": 1000, "requests_per_minute": 9}, PERSON)
+    caller = Caller(ip="10.0.0.9", key_id=made["id"])
+    told = KeyUse(key_id=made["id"], requests=10**6, tokens=10**9, day_tokens=10**9, idle_s=0)
+    accounts.used_in("d", pack(Use(day=int(NOW // 86_400), keys=(told,))))
+    with pytest.raises(HttpRefusal):
+        await accounts.spend(caller, 1)
+    accounts.left("d")
+    await accounts.spend(caller, 1)
