@@ -215,6 +215,9 @@ def _services(parts: Parts, state: State) -> Services:
             metrics=parts.metrics.render,
             observe=parts.metrics.http_request,
             setup_link=parts.office.setup_link,
+            key_refused=parts.metrics.key_refused,
+            login_ended=parts.metrics.login_ended,
+            passed_on=parts.metrics.request_passed,
         ),
         access=Access(
             hosts=allowed_hosts([*config.allowed_hosts, config.ip or "", config.host], own_addresses()),

@@ -198,7 +198,9 @@ class Office:
             lag=history.lag,
             unacknowledged=history.unacknowledged,
             outbox_bytes=history.outbox_bytes,
+            unreplicated=history.unreplicated,
             lost=history.lost,
+            bodies_lost=history.bodies_lost,
         )
         self._metrics.watch_clock(lambda: admin.status().clock_lead_s)
         self._metrics.watch_adopted(
@@ -278,6 +280,7 @@ class Office:
         self._note_admitted(roster)
         self.spread.roster_changed()
         self.history.changed()
+        self._greet.set()  # a first key that a machine made which is a guest now is gone, and another is made
 
     def fact_changed(self, peer: str, key: str) -> None:
         self.spread.fact_changed(peer, key)

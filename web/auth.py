@@ -56,7 +56,10 @@ class AuthRoutes:
             login = await accounts.login(body["username"], body["password"], caller)
         except InferenceError as error:
             self._note_failure(accounts, caller, body["username"], error)
+            if error.status in (401, 429):
+                self._services.state.login_ended("limited" if error.status == 429 else "refused")
             raise
+        self._services.state.login_ended("ok")
         self._note("session.create", _as_user(caller, login), str(login.user["username"]))
         return self._logged_in(login, with_token=body.get("token") is True)
 

@@ -64,6 +64,8 @@ fill the disk. Those who may use the peer are logged each time."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+_SECRETS = ("Authorization", "x-api-key", "api-key", "Cookie")
+_REFUSALS = frozenset({401, 403, 429})
 # What may run for long, and ends when its caller is revoked. The others are short, and may end their own login or key.
 _LONG = frozenset({Policy.INFERENCE, Policy.VIEW})
 
@@ -101,6 +103,8 @@ class Border:
         try:
             return await self._admitted(request, handler)
         except InferenceError as error:
+            if error.status in _REFUSALS and any(name in request.headers for name in _SECRETS):
+                self._services.state.key_refused(error.status)
             return error_response(error, request.path)
         except web.HTTPException as answer:
             return error_response(_routing_error(answer, request), request.path)

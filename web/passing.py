@@ -7,12 +7,13 @@ as they come, no faster than the client reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from urllib.parse import quote
 
 from aiohttp import web
 
+from inference.errors import ModelUnavailable
 from inference.openai.fields import bad_value
 from web.body import for_anybody, held_body
 from web.border import CALLER, REQUEST_ID, Handler
@@ -66,12 +67,25 @@ class PassingOn:
                 request_id=request[REQUEST_ID],
                 headers={name: request.headers[name] for name in _PASSED if name in request.headers},
             )
-            async with way(passed) as answer:
+            async with self._counted(way(passed)) as answer:
                 headers = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
                 headers["Cache-Control"] = "no-store"  # whatever it is, it is somebody's: a key that is shown once, say
                 if answer.status == 401:
                     headers["WWW-Authenticate"] = "Bearer"
                 return await downloaded(request, status=answer.status, headers=headers, chunks=answer.chunks)
+
+    @asynccontextmanager
+    async def _counted(self, asked: AbstractAsyncContextManager[PassedAnswer]) -> AsyncIterator[PassedAnswer]:
+        """The same, counted by how it began."""
+        count = self._services.state.passed_on
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await stack.enter_async_context(asked)
+            except ModelUnavailable:
+                count("nobody")
+                raise
+            count("ok" if answer.status < 400 else "refused" if answer.status < 500 else "failed")
+            yield answer
 
 
 def _target(request: web.Request, route: Route) -> str:

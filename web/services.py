@@ -367,6 +367,9 @@ class StateFacet:
     ps: Callable[[], dict[str, Any]]
     metrics: Callable[[], bytes]
     observe: Callable[[str, str, int, float], None]  # route, method, status, seconds
+    key_refused: Callable[[int], None] = lambda status: None  # somebody showed a secret, and got 401, 403 or 429
+    login_ended: Callable[[Literal["ok", "refused", "limited"]], None] = lambda outcome: None
+    passed_on: Callable[[Literal["ok", "refused", "failed", "nobody"]], None] = lambda outcome: None
     setup_link: Callable[[], str | None] = lambda: None  # where the first administrator is made, while there is none
 
 

@@ -168,7 +168,15 @@ class History:
 
     def unacknowledged(self) -> int:
         """Answers that were sent before their record was where it has to be."""
-        return self._recorder.unacknowledged + self._recorder.unreplicated
+        return self._recorder.unacknowledged
+
+    def unreplicated(self) -> int:
+        """Answers that were sent before their record was on a second disk, where that was wanted."""
+        return self._recorder.unreplicated
+
+    def bodies_lost(self) -> int:
+        """Bodies that found the outbox full; their records are kept."""
+        return self._writer.outbox.bodies_dropped
 
     def outbox_bytes(self) -> int:
         """What waits for the disk."""

@@ -16,7 +16,7 @@ from tests.fixtures.peer_accounts import PASSWORD, PERSON, Clock, peer_accounts
 from web import auth
 from web.auth import estimated_input, estimated_tokens, may_use
 from web.guards import COOKIE
-from web.services import Access, AuditNote, Caller, HistoryFacet
+from web.services import Access, AuditNote, Caller, HistoryFacet, StateFacet
 
 CHAT = "/v1/chat/completions"
 LOGIN = "/api/auth/login"
@@ -489,3 +489,28 @@ def test_tokens_are_estimated_from_what_is_asked() -> None:
     assert estimated_tokens(generation(TokenPrompt(tokens=(1, 2, 3)), 7)) == 10
     request = EmbeddingRequest(id="x", model="embed", inputs=("x" * 40, (1, 2, 3)))
     assert estimated_input(request) == 11 + 3
+
+
+async def test_logins_and_refused_keys_are_counted(start: Any, accounts: Accounts) -> None:
+    await user(accounts)
+    logins: list[str] = []
+    keys: list[int] = []
+    state = StateFacet(
+        name="attic",
+        version="0.3.0",
+        ready=lambda: True,
+        status=dict,
+        ps=dict,
+        metrics=bytes,
+        observe=lambda route, method, status, seconds: None,
+        login_ended=logins.append,
+        key_refused=keys.append,
+    )
+    peer = await start(accounts=accounts.facet, state=state)
+    for password in (PASSWORD, "not that one", *["guess"] * 6):
+        await peer.ask("POST", LOGIN, {"username": "anna", "password": password}, **LAN)
+    assert logins[:2] == ["ok", "refused"] and logins[-1] == "limited"
+    assert keys == []
+    await peer.ask("GET", "/v1/models", x_api_key="sk-mesh-wrong", **LAN)
+    await peer.ask("GET", "/v1/models", **LAN)
+    assert keys == [401]
