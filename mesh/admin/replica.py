@@ -222,9 +222,8 @@ class Replica:
 
     async def _endings(self) -> list[Row]:
         """All that is here: what this machine ended while it was away is over, whatever the others' map says."""
-        signers = self.signers()
         endings = [row for row in self.map.all_rows() if row.field == ENDED]
-        orphans = [row for row in endings if row.author not in signers] if self.is_signer else []
+        orphans = [row for row in self._orphans()[0] if row.field == ENDED] if self.is_signer else []
         for at in range(0, len(orphans), SLICE):
             endings += adopted(orphans[at : at + SLICE], self.identity, self.map.mesh_id)
             await asyncio.sleep(0)
