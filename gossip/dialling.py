@@ -1,13 +1,15 @@
 """Opens the channels: a task for each member without one, all its addresses raced, backing off while nobody answers.
 
 Up to `channels_max` members every one has a channel; above, one is opened when there is something to send. Dead members
-are tried every `retry_interval_s`, and at once on a hint (mDNS, a seed, an address heard). Racing: RFC 8305, section 5.
+are tried every `retry_interval_s`, more often when they died a while ago only, as the other half of a network that fell
+in two did, and at once on a hint (mDNS, a seed, an address heard). Racing: RFC 8305, section 5.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import Any
 from gossip.channel import Channel, Network, Unreachable
 from gossip.config import GossipConfig
 from gossip.identity import short
+from gossip.probing import RETRY_SHARE
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +35,17 @@ ADDRESSES_MAX = 8
 HINTS_MAX = 4
 
 
+def retry_s(dead_for_s: float, config: GossipConfig) -> float:
+    """How long to wait before a member that is dead for so long is tried again, as often as it is probed."""
+    return min(config.retry_interval_s, max(config.retry_min_s, dead_for_s * RETRY_SHARE))
+
+
 @dataclass(slots=True)
 class _Target:
     """One member: what is known, and whether a task should be dialling it."""
 
     is_dead: bool = False
+    dead_at: float = -math.inf  # when it was found dead; not when it said goodbye
     is_linked: bool = False
     was_linked: bool = False  # since it was dialled last
     hints: list[str] = field(default_factory=list)
@@ -95,6 +104,10 @@ class Dialler:
         """What the core believes of it."""
         if (target := self._targets.get(peer)) is not None:
             was, target.is_dead = target.is_dead, state in ("dead", "left")
+            if state == "dead" and not was:
+                target.dead_at = asyncio.get_running_loop().time()
+            elif state == "left":
+                target.dead_at = -math.inf
             if was and not target.is_dead:
                 target.wanted.set()
 
@@ -160,7 +173,8 @@ class Dialler:
                 continue
             if not is_taken:
                 self._refused(peer)
-            wait = self._config.retry_interval_s if target.is_dead else backoff
+            now = asyncio.get_running_loop().time()
+            wait = retry_s(now - target.dead_at, self._config) if target.is_dead else backoff
             backoff = min(BACKOFF_S_MAX, backoff * 2)
             target.wanted.clear()
             try:
