@@ -74,7 +74,7 @@ MESH: Mapping[str, Drill] = {
     "disks full": partial(filling.full, for_s=30.0),
     "databases locked": partial(spoiling.lock, for_s=60.0),
     "database damaged at the start": partial(spoiling.spoilt_at_start, times=9),
-    "database damaged while it runs": partial(spoiling.spoilt_while_it_runs, times=8),
+    "database damaged while it runs": partial(spoiling.spoilt_while_it_runs, times=6),
     "short soak": partial(soaking.soak, minutes=10.0, every_s=10.0),
 }
 """They need a LAN (tests.fixtures.lan)."""
@@ -109,6 +109,6 @@ MESH_IN_CI: Mapping[str, Drill] = {
     "disks full": partial(filling.full, for_s=2.0),
     "databases locked": partial(spoiling.lock, for_s=5.0),
     "database damaged at the start": partial(spoiling.spoilt_at_start, times=2),
-    "database damaged while it runs": partial(spoiling.spoilt_while_it_runs, times=2),
+    "database damaged while it runs": partial(spoiling.spoilt_while_it_runs, times=1),
     "short soak": partial(soaking.soak, minutes=0.4, every_s=4.0),
 }
