@@ -19,7 +19,6 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -109,7 +108,8 @@ class PassedRoutes:
         """The caller. Raises HttpRefusal when its peer, itself or the place is wrong."""
         if request.headers.get(HOP_HEADER) != "1":
             raise HttpRefusal(400, f"Missing header '{HOP_HEADER}: 1': this port answers peers.", code="not_a_hop")
-        if not self._may_pass(self._peer_of(request)):
+        peer = self._peer_of(request)
+        if not self._may_pass(peer):
             raise HttpRefusal(
                 403,
                 "The peer you asked is a guest of its mesh: it may not pass on what it is asked. Ask another one, or "
@@ -118,15 +118,17 @@ class PassedRoutes:
                 error_type="permission_error",
             )
         caller = caller_in(request.headers.get(CONTEXT_HEADER, ""))
-        accounts = self._services.accounts
-        if accounts is not None:
-            request[RECHECK] = Recheck(partial(accounts.revoked, caller))
-            if accounts.revoked(caller):
-                raise HttpRefusal(401, "That key or login was revoked.", code="invalid_api_key")
+        request[RECHECK] = Recheck(lambda: not self._may_pass(peer) or self._is_revoked(caller))
+        if self._is_revoked(caller):
+            raise HttpRefusal(401, "That key or login was revoked.", code="invalid_api_key")
         if not admits(route.policy, caller):
             raise HttpRefusal(403, "The caller may not do that.", code="not_allowed", error_type="permission_error")
         self._check_owner(request, route)
-        return caller if self._is_confirmed(self._peer_of(request)) else doubted(caller)
+        return caller if self._is_confirmed(peer) else doubted(caller)
+
+    def _is_revoked(self, caller: Caller) -> bool:
+        accounts = self._services.accounts
+        return accounts is not None and accounts.revoked(caller)
 
     def _check_owner(self, request: web.Request, route: Route) -> None:
         passing = self._services.passing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -87,6 +88,38 @@ async def test_a_machine_that_nobody_confirmed_makes_no_administrator_by_a_calle
         assert accounts.users.all() == []
     async with peer_port(accounts, confirmed=True) as ask:
         assert (await ask("POST", "/api/users", bob, caller))[0] == 201
+
+
+async def test_a_member_that_is_put_out_while_it_passes_something_on_changes_nothing(accounts: Accounts) -> None:
+    members, was_asked = {"door"}, asyncio.Event()
+
+    def may_pass(peer: str) -> bool:
+        was_asked.set()
+        return peer in members
+
+    surface = replace(Managed().services(TOKEN, passing=Elsewhere(is_owner=True).facet()), accounts=accounts.facet)
+    _, table = passed_routes(surface, route_table(surface), peer_of=lambda request: "door", may_pass=may_pass)
+    app = web.Application(client_max_size=0)
+    for method, path, handler in table:
+        app.router.add_route(method, path, handler)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"username": "bob", '
+        await was_asked.wait()
+        members.clear()
+        yield b'"password": "long enough"}'
+
+    try:
+        headers = {"x-mesh-hop": "1", CONTEXT_HEADER: caller_out(CONTROL)}
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}{PREFIX}/api/users"
+        async with aiohttp.ClientSession() as session, session.post(url, data=body(), headers=headers) as answer:
+            assert answer.status == 401
+    finally:
+        await runner.cleanup()
+    assert accounts.users.all() == []
 
 
 async def test_a_machine_that_nobody_confirmed_changes_no_key_of_an_administrator(accounts: Accounts) -> None:
