@@ -2,8 +2,9 @@
 
 JSON is an array of what the API answers. CSV has a column for each field in the same order, `status` as its type and
 `error` beside it; lines and quotes are RFC 4180's, text is UTF-8. A cell that a spreadsheet would take for a formula
-gets an apostrophe in front (https://owasp.org/www-community/attacks/CSV_Injection). Bodies are left out unless asked
-for, in CSV as the text that was stored.
+gets an apostrophe in front (https://owasp.org/www-community/attacks/CSV_Injection), and so does what would be a cell of
+its own where semicolons or tabs separate them, as in half of Europe: lines end within quotes there. Bodies are left out
+unless asked for, in CSV as the text that was stored.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -32,6 +34,7 @@ FORMATS = ("json", "csv")
 
 _BODIES = ("request_body", "response_body")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_FORMULA_WITHIN = re.compile("([;\t\r\n])(?=[=+@＝＋－＠-])")
 
 
 def export(history: HistoryQuery, query: Query, now_ms: int) -> Export:
@@ -88,7 +91,7 @@ def cell(value: Any) -> str:
     if isinstance(value, int | float):
         return str(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return _FORMULA_WITHIN.sub(r"\1'", f"'{text}" if text.startswith(_FORMULA) else text)
 
 
 async def _records(

@@ -7,7 +7,9 @@ admin map, not by sessions that it signs, not by callers that it makes up.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -29,6 +31,7 @@ from mesh.admin.clock import NEVER, Clock
 from mesh.admin.rows import ENDED, Row, signed, written
 from mesh.adopted.agents import Agents
 from mesh.history import query
+from mesh.history.export import cell
 from mesh.history.query import HistoryQuery
 from mesh.history.store import HistoryStore
 from mesh.secret import Secret
@@ -376,3 +379,15 @@ async def test_what_a_machine_told_of_the_limits_limits_nobody_once_it_is_out(at
         await accounts.spend(caller, 1)
     accounts.left("d")
     await accounts.spend(caller, 1)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_name_of_a_model_is_a_formula_in_whatever_way_a_spreadsheet_reads_the_file(separator: str) -> None:
+    """Excel takes the separator of its country, and then a quote in the midst of a line means nothing."""
+    names = ["=1+1", "a;=1+1;b", "a\t@SUM(A1)\tb", "a\n=1+1", "a\r\n+1", "x;-1", '";=1+1;"', "＝1", "a;＝1;"]
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([["id", cell(name), cell(json.loads(json.dumps({"q": name})))] for name in names])
+    lines = csv.reader(io.StringIO(file.getvalue(), newline=""), delimiter=separator)
+    naive = [part for line in file.getvalue().splitlines() for part in line.split(separator)]
+    for text in [*(part for line in lines for part in line), *naive]:
+        assert not text.strip('"').startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")), text
