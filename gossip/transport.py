@@ -150,7 +150,10 @@ class PeerPort:
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX, compress=False, autoping=True, timeout=CLOSE_S)
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # it hung up before it was answered: there is nobody to tell
+            return web.Response()
         if self._accepted is None:
             await socket.close()
             return socket
