@@ -111,8 +111,8 @@ class Recorder:
                     actor_kind=kind,
                     action=note.action,
                     ip=note.caller.ip,
-                    target=note.target,
-                    detail=note.detail,
+                    target=self.text(note.target),
+                    detail=self.text(note.detail),
                 )
             )
         except Exception:  # border: recording never fails a request
@@ -142,6 +142,10 @@ class Recorder:
     def kept(self, body: Mapping[str, Any], *, is_light: bool) -> bytes:
         """What is kept of a body. Those that are not light take a while."""
         return (stored_at_once if is_light else stored)(body, self._redact)
+
+    def text(self, said: str) -> str:
+        """A name or a message as it is kept: people send their key as the name of a model."""
+        return self._redact(said) if said else said
 
     def beside(self, work: Coroutine[Any, Any, Place | None]) -> asyncio.Task[Place | None]:
         """A task that goes on when whoever waits for it does not."""
@@ -191,7 +195,7 @@ class _Kept:
             id=recorder.new_id(),
             at_ms=recorder.clocks.now_ms(),
             kind=asked.kind,
-            model=asked.model,
+            model=recorder.text(asked.model),
             client_ip=caller.ip,
             key_id=caller.key_id or "",
             key_name=caller.key_name or "",
@@ -275,7 +279,7 @@ class _Kept:
             id=self._start.id,
             at_ms=self._recorder.clocks.now_ms(),
             status=outcome.status,
-            message=outcome.message or "",
+            message=self._recorder.text(outcome.message or ""),
             code=outcome.code or "",
             http_status=outcome.http_status,
             node=node,

@@ -23,6 +23,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("sk-", re.compile(r"sk-(?<![A-Za-z0-9]sk-)[A-Za-z0-9_-]{20,}+"), MASK),
     ("AIza", re.compile(r"AIza(?<![A-Za-z0-9]AIza)[A-Za-z0-9_-]{35,}+"), MASK),
     ("hf_", re.compile(r"hf_(?<![A-Za-z0-9]hf_)[A-Za-z0-9]{30,}+"), MASK),
+    ("agt_", re.compile(r"agt_(?<![A-Za-z0-9]agt_)[A-Za-z0-9_-]{40,}+"), MASK),  # of servers registered here
     ("github_pat_", re.compile(r"github_pat_[A-Za-z0-9_]{22,}+"), MASK),
     ("gh", re.compile(r"gh(?<![A-Za-z0-9]gh)[pousr]_[A-Za-z0-9]{36,}+"), MASK),
     ("AKIA", re.compile(r"AKIA(?<![A-Za-z0-9]AKIA)[A-Z0-9]{16}(?![A-Za-z0-9])"), MASK),

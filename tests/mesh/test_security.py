@@ -35,6 +35,7 @@ from mesh.history.export import cell
 from mesh.history.query import HistoryQuery
 from mesh.history.store import HistoryStore
 from mesh.secret import Secret
+from tests.fixtures.peer import Peer, until
 from tests.fixtures.peer_accounts import NOW, PASSWORD, PERSON, peer_accounts
 from tests.fixtures.recorded import ATTIC, NOW_MS, end, mesh_of, start
 from tests.mesh.admin.house import EPOCH_MS, MemoryStore, who
@@ -391,3 +392,73 @@ def test_no_name_of_a_model_is_a_formula_in_whatever_way_a_spreadsheet_reads_the
     naive = [part for line in file.getvalue().splitlines() for part in line.split(separator)]
     for text in [*(part for line in lines for part in line), *naive]:
         assert not text.strip('"').startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")), text
+
+
+# -- secrets
+
+
+def test_no_secret_is_in_anything_that_a_peer_writes_or_tells(tmp_path: Path) -> None:
+    """Planted values, as a peer of a person meets them; then everything is searched for them."""
+    planted = {
+        "password": "canary-of-a-password",
+        "cloud": "sk-canary0cloud0canary0cloud0canary",
+        "secret of logins": "canary-of-a-secret-for-all-the-logins",
+        "typed into the wrong field": "canary-typed-as-a-name",
+        "guessed": "canary-guessed-password",
+    }
+    env = {
+        "LLM_ROUTER_ADMIN_PASSWORD": planted["password"],
+        "OPENAI_API_KEY": planted["cloud"],
+        "LLM_ROUTER_JWT_SECRET": planted["secret of logins"],
+        "LLM_ROUTER_LOG_LEVEL": "debug",
+        "LLM_NODE_LOG_LEVEL": "debug",
+        "LLM_ROUTER_WORKER": "tests.fixtures.fake_worker --slots 2",
+    }
+    with Peer.started(tmp_path / "attic" / "data", "--name", "attic", env=env) as peer:
+        until(lambda: not peer.get("/api/auth/setup").json["needed"], "an administrator")
+        control = {"Authorization": f"Bearer {peer.control['token']}"}
+
+        def ask(method: str, path: str, body: Any = None, headers: Mapping[str, str] = control) -> Any:
+            data = None if body is None else json.dumps(body).encode()
+            return peer.request(method, path, data, headers=headers)
+
+        planted["key"] = ask("POST", "/api/api-keys", {"name": "x", "scopes": ["admin", "inference"]}).json["key"]
+        login = ask("POST", "/api/auth/login", {"username": "admin", "password": planted["password"], "token": True})
+        planted["login"], planted["csrf"] = login.json["token"], login.json["csrf"]
+        for name in (planted["typed into the wrong field"], "admin"):
+            ask("POST", "/api/auth/login", {"username": name, "password": planted["guessed"]}, headers={})
+        ask("POST", "/api/auth/setup", {"code": planted["guessed"], "username": "x", "password": planted["guessed"]})
+        planted["token of a server"] = f"agt_{'canary0' * 7}"
+        text = " and ".join(value for name, value in planted.items() if name != "csrf")
+        for headers in (control, {"Authorization": f"Bearer {planted['key']}"}, {"x-api-key": planted["key"] + "x"}):
+            for model in ("hello", planted["key"], planted["cloud"]):
+                asked = {"model": model, "messages": [{"role": "user", "content": text}], "user": planted["login"]}
+                ask("POST", "/v1/chat/completions", asked, headers=headers)
+        ask("POST", "/api/mesh/invite", {})
+        ask("GET", "/api/users", headers={"Authorization": f"Bearer {planted['login']}"})
+        ask("GET", f"/api/dashboard/request-responses?q={planted['key']}")
+        told = b"\n".join(
+            ask("GET", path).body
+            for path in (
+                "/metrics",
+                "/api/status",
+                "/api/users",
+                "/api/api-keys",
+                "/api/audit?per_page=100",
+                "/api/logs?limit=1000",
+                "/api/dashboard/request-responses?bodies=true&per_page=100",
+                "/api/dashboard/request-responses/export?format=csv&bodies=true",
+                "/api/dashboard/overview",
+                "/api/settings",
+                "/api/mesh",
+                "/api/mesh/identity",
+            )
+        )
+        planted["control token"] = peer.control["token"]
+    data = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "control.json"}
+    # Nobody can know that words in a prompt are somebody's password, unless it is one of this machine's own.
+    prompted = {"typed into the wrong field", "guessed"}
+    for name, value in planted.items():
+        files = [path for path, content in data.items() if value.encode() in content]
+        assert not [path for path in files if path.suffix in (".jsonl", ".out", ".err")], (name, files)
+        assert name in prompted or (not files and value.encode() not in told), (name, files)
