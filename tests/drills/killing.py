@@ -26,7 +26,7 @@ CLIENTS = 8
 TOKENS = 4
 WRITES_S = (0.0, 0.4)
 THERE_S = 5.0
-READY_S = 5.0
+READY_S = 10.0
 
 
 def while_it_writes(folder: Path, times: int) -> list[Figure]:
