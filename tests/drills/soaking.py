@@ -170,4 +170,5 @@ def _memory_mib(peer: Peer) -> float:
 def unhandled(peer: Peer) -> list[str]:
     """Lines of its log that tell of an exception that nobody foresaw."""
     signs = ('"traceback"', "Traceback (most recent", "never retrieved", "Logging error")
-    return [line[:1000] for line in peer.stderr.splitlines() if any(sign in line for sign in signs)]
+    found = [line for line in peer.stderr.splitlines() if any(sign in line for sign in signs)]
+    return [f"{line[:200]} ... {line[-400:]}" for line in found]
