@@ -23,7 +23,7 @@ from mesh.admin.clock import AHEAD_MS_MAX, MS_MAX, NEVER, Clock
 from mesh.admin.errors import ClockWrong, KeyEnded, MapFull, NoSigner
 from mesh.admin.map import Plan, horizon, is_for_guests
 from mesh.admin.replica import Replica, Superseded, Watcher
-from mesh.admin.rows import ENDED, KEY_LENGTH_MAX, BadRow, Row, check_names, signed
+from mesh.admin.rows import ENDED, KEY_LENGTH_MAX, BadRow, Row, check_names, line_of, signed
 from mesh.admin.storage import Store
 
 MARK_S = 10.0
@@ -241,8 +241,7 @@ class Admin:
         if not changed:
             return []
         clock = self._date(key, held, is_ending=ENDED in values)
-        before = {name: row.clock for name, row in held.items()}
-        before[ENDED] = max(before.values(), default=NEVER)
+        lines = {name: line_of(held.values() if name == ENDED else _only(held.get(name))) for name in changed}
         try:
             check_names(key, changed)
             return [
@@ -253,7 +252,8 @@ class Admin:
                     field=name,
                     value=value,
                     clock=clock,
-                    over=before.get(name, NEVER),
+                    over=lines[name][0],
+                    before=lines[name][1],
                 )
                 for name, value in changed.items()
             ]
@@ -322,6 +322,10 @@ class Admin:
 
     def _wake(self, keys: frozenset[str]) -> None:
         self._moved.set()
+
+
+def _only(row: Row | None) -> tuple[Row, ...]:
+    return () if row is None else (row,)
 
 
 def _marks_in(version: str) -> list[tuple[Clock, str]] | None:

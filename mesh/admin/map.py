@@ -291,7 +291,7 @@ class AdminMap:
     def _take(self, row: Row, fields: dict[str, Row], plan: Plan) -> None:
         replaced = _replaced(row, fields)
         unseen = (
-            each for each in replaced if each.clock > row.over and each.field != ENDED and each.value != row.value
+            each for each in replaced if each.field != ENDED and each.value != row.value and not row.had_seen(each)
         )
         plan.lost.extend((each, row) for each in unseen)
         plan.rows_more += 1 - len(replaced)

@@ -209,6 +209,8 @@ class Replica:
         async with self.lock:
             if fresh.mesh_id != self.map.mesh_id:
                 return
+            self.settle_clock()
+            await self._redate()  # what a wrong clock dated would not be taken over
             kept = tending.made_since(self.map, self.last_synced_ms)
             kept += await self._endings()
             fresh.merge(kept, self.signers(), self.now_ms())

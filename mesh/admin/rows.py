@@ -19,7 +19,7 @@ from gossip.codec import CodecError, pack, unpack
 from gossip.identity import Identity, PeerId, verify_with_key
 from inference import strict_json
 from inference.errors import InvalidRequest
-from mesh.admin.clock import COUNT_MAX, MS_MAX, Clock
+from mesh.admin.clock import COUNT_MAX, MS_MAX, NEVER, Clock
 
 ENDED = "ended"
 """The field that ends its key for ever. Its value is a reason, or an object with `reason` and what was kept."""
@@ -28,6 +28,8 @@ FIELD_LENGTH_MAX = 64
 VALUE_BYTES_MAX = 64 * 1024
 ROW_BYTES_MAX = VALUE_BYTES_MAX + 1024
 SIGNATURE_BYTES = 64
+BEFORE_MAX = 7
+"""Of more edits of one field than that since two machines last heard of each other, the oldest pass for seen."""
 
 _VERSION = 1
 _PURPOSE = b"llm-router admin row\0"
@@ -36,6 +38,7 @@ _FIELD = re.compile(r"[a-z][a-z0-9_]*")
 _PEER = re.compile(r"[a-z2-7]{52}")
 # Of what a row takes apart from key, field and value: for bounds on memory and messages.
 _OVERHEAD_BYTES = 160
+_CLOCK_BYTES = 12
 
 
 class BadRow(Exception):
@@ -44,7 +47,8 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """`value` is JSON. `over` is the clock of the row that its author replaced: a loser later than that was unseen."""
+    """`value` is JSON. `over` is the clock of the row that its author replaced, `before` those of the rows before that:
+    what it wins over without having seen it is an edit that somebody should be told of."""
 
     key: str
     field: str
@@ -53,16 +57,48 @@ class Row:
     over: Clock
     author: PeerId
     signature: bytes = dataclasses.field(repr=False)
+    before: tuple[Clock, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def size(self) -> int:
         """Bytes, about."""
-        return _OVERHEAD_BYTES + len(self.key) + len(self.field) + len(self.value)
+        return _OVERHEAD_BYTES + len(self.key) + len(self.field) + len(self.value) + _CLOCK_BYTES * len(self.before)
+
+    def had_seen(self, other: Row) -> bool:
+        """True if its author knew of that row of the same field, or of one that replaced it."""
+        line = (self.over, *self.before)
+        return other.clock in line or (len(self.before) >= BEFORE_MAX and other.clock < min(line))
 
 
-def signed(identity: Identity, mesh_id: str, *, key: str, field: str, value: bytes, clock: Clock, over: Clock) -> Row:
+def line_of(rows: Iterable[Row]) -> tuple[Clock, tuple[Clock, ...]]:
+    """`over` and `before` of a row that replaces these."""
+    clocks = {clock for row in rows for clock in (row.clock, row.over, *row.before)} - {NEVER}
+    newest, *rest = sorted(clocks, reverse=True) or [NEVER]
+    return newest, tuple(rest[:BEFORE_MAX])
+
+
+def signed(
+    identity: Identity,
+    mesh_id: str,
+    *,
+    key: str,
+    field: str,
+    value: bytes,
+    clock: Clock,
+    over: Clock,
+    before: tuple[Clock, ...] = (),
+) -> Row:
     """A row by this peer. Raises BadRow when it would be one that nobody takes."""
-    unsigned = Row(key=key, field=field, value=value, clock=clock, over=over, author=identity.peer_id, signature=b"")
+    unsigned = Row(
+        key=key,
+        field=field,
+        value=value,
+        clock=clock,
+        over=over,
+        author=identity.peer_id,
+        signature=b"",
+        before=before,
+    )
     row = dataclasses.replace(unsigned, signature=identity.sign(_signed_bytes(unsigned, mesh_id)))
     _check(row)
     return row
@@ -71,7 +107,17 @@ def signed(identity: Identity, mesh_id: str, *, key: str, field: str, value: byt
 def adopted(rows: Iterable[Row], identity: Identity, mesh_id: str) -> list[Row]:
     """The same rows, clocks and all, with this peer answering for them: their authors are no members any more."""
     return [
-        signed(identity, mesh_id, key=r.key, field=r.field, value=r.value, clock=r.clock, over=r.over) for r in rows
+        signed(
+            identity,
+            mesh_id,
+            key=row.key,
+            field=row.field,
+            value=row.value,
+            clock=row.clock,
+            over=row.over,
+            before=row.before,
+        )
+        for row in rows
     ]
 
 
@@ -115,7 +161,9 @@ def _check(row: Row) -> None:
     check_names(row.key, (row.field,))
     if len(row.value) > VALUE_BYTES_MAX:
         raise BadRow(f"{row.field} of {row.key} has {len(row.value)} bytes, {VALUE_BYTES_MAX} is the limit")
-    for clock in (row.clock, row.over):
+    if len(row.before) > BEFORE_MAX:
+        raise BadRow(f"{len(row.before)} rows before it, {BEFORE_MAX} is the limit")
+    for clock in (row.clock, row.over, *row.before):
         if not 0 <= clock.ms <= MS_MAX or not 0 <= clock.count <= COUNT_MAX:
             raise BadRow("a clock that no machine shows")
     if not _PEER.fullmatch(row.author) or len(row.signature) != SIGNATURE_BYTES:
@@ -139,6 +187,7 @@ def _signed_bytes(row: Row, mesh_id: str) -> bytes:
             row.over.ms,
             row.over.count,
             row.author,
+            [(clock.ms, clock.count) for clock in row.before],
         ]
     )
     return _PURPOSE + payload

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from gossip.identity import Identity
 from mesh.admin.clock import Clock, HybridClock
 from mesh.admin.map import AdminMap
-from mesh.admin.rows import ENDED, Row, signed
+from mesh.admin.rows import ENDED, Row, line_of, signed
 
 OF_THE_MESH = frozenset({"setting", "mesh"})
 """Spaces that say how a mesh is: who moves to another one does not overrule it."""
@@ -49,8 +49,9 @@ def made_since(rows: AdminMap, last_synced_ms: int) -> list[Row]:
 
 
 def _again(row: Row, identity: Identity, mesh_id: str, clock: Clock) -> Row:
+    over, before = line_of([row])
     return signed(
-        identity, mesh_id, key=row.key, field=row.field, value=row.value, clock=clock, over=min(row.over, clock)
+        identity, mesh_id, key=row.key, field=row.field, value=row.value, clock=clock, over=over, before=before
     )
 
 
